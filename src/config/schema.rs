@@ -1,0 +1,1 @@
+//! JSON Schema of `gateway.yaml` and the option reference `docs/config.md`, both generated from the config types.

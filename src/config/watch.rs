@@ -1,0 +1,1 @@
+//! Notices changes of the files a configuration was read from.

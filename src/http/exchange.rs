@@ -1,0 +1,196 @@
+//! What is known about one request while it passes through the chain.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue, Method, Version};
+
+/// Facts about the client's connection, shared by its requests.
+#[derive(Debug)]
+pub struct Connection {
+    /// Index of the listener in the snapshot the connection was accepted under.
+    pub listener: usize,
+    /// The socket's remote address, or the source in a PROXY header that was believed.
+    pub peer: SocketAddr,
+    /// Whether it is TLS.
+    pub tls: bool,
+    /// TLS version as `TLSv1.3`, for the access log.
+    pub tls_version: Option<&'static str>,
+    /// The verified client certificate.
+    pub client_cert: Option<Arc<ClientCertificate>>,
+}
+
+/// What a verified client certificate says, prepared once per connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Subject, as RFC 4514 writes it.
+    pub subject: String,
+    /// Subject alternative names of the kinds URI, DNS and e-mail, in the order URI, DNS, e-mail.
+    pub san: Vec<String>,
+    /// Serial number, lower-case hex.
+    pub serial: String,
+    /// SHA-256 of the certificate, lower-case hex.
+    pub fingerprint: String,
+}
+
+/// `http` or `https`, as the client sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// Clear text.
+    Http,
+    /// TLS.
+    Https,
+}
+
+impl Scheme {
+    /// The word in URLs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// The request's host: what the client wrote, and the canonical form for matching.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// `Host` or `:authority` as the client sent it, port included. Absent for an HTTP/1.0 request without one.
+    pub authority: Option<HeaderValue>,
+    /// Same bytes in lower case (the same buffer if they were), of which `range` is the host.
+    lower: HeaderValue,
+    range: Range<usize>,
+}
+
+impl Host {
+    /// A host from its authority, its lower-case form, and where in that the host without port and final dot stands.
+    pub fn new(authority: Option<HeaderValue>, lower: HeaderValue, range: Range<usize>) -> Self {
+        Self { authority, lower, range }
+    }
+    /// Lower case, without port and final dot; empty if the client named none.
+    pub fn name(&self) -> &str {
+        std::str::from_utf8(&self.lower.as_bytes()[self.range.clone()]).unwrap_or_default()
+    }
+}
+
+/// Values of path parameters and named groups: places in the canonical path.
+#[derive(Clone, Debug, Default)]
+pub struct Params {
+    entries: Vec<(Arc<str>, Range<u32>)>,
+}
+
+impl Params {
+    /// Adds a parameter that stands at `range` of the canonical path.
+    pub fn push(&mut self, name: Arc<str>, range: Range<u32>) {
+        self.entries.push((name, range));
+    }
+    /// The parameter's bytes as they stand in `path`, still percent-encoded.
+    pub fn raw<'p>(&self, name: &str, path: &'p str) -> Option<&'p str> {
+        let (_, range) = self.entries.iter().find(|(n, _)| &**n == name)?;
+        path.get(range.start as usize..range.end as usize)
+    }
+    /// The parameter, percent-decoded.
+    pub fn get<'p>(&self, name: &str, path: &'p str) -> Option<Cow<'p, str>> {
+        self.raw(name, path).map(crate::http::target::percent_decode)
+    }
+    /// Names in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|(name, _)| &**name)
+    }
+}
+
+/// Who the caller is, as an authenticator found out. Cached and shared between requests with the same credential.
+#[derive(Debug)]
+pub struct Identity {
+    /// The subject.
+    pub user: Arc<str>,
+    /// Claims, for `{claim:NAME}` and `claims` rules.
+    pub claims: serde_json::Map<String, serde_json::Value>,
+    /// Scopes.
+    pub scopes: Vec<String>,
+    /// Header fields made from `forward`, ready to be put on the upstream request.
+    pub forward: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Identity {
+    /// A claim as header value text: strings as they are, numbers and booleans as JSON, arrays joined by `,`, objects as JSON.
+    pub fn claim_text(&self, name: &str) -> Option<String> {
+        claim_text(self.claims.get(name)?)
+    }
+}
+
+/// A claim's value as text, by the rules of `forward`. `None` for null.
+pub fn claim_text(value: &serde_json::Value) -> Option<String> {
+    use serde_json::Value;
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        Value::Array(items) => Some(items.iter().filter_map(claim_text).collect::<Vec<_>>().join(",")),
+        other => Some(other.to_string()),
+    }
+}
+
+/// One request on its way through the chain. The header map and the body travel beside it.
+#[derive(Debug)]
+pub struct Exchange {
+    /// Index of the worker thread it runs on.
+    pub worker: usize,
+    /// The client's connection.
+    pub connection: Arc<Connection>,
+    /// When its head was complete.
+    pub started: Instant,
+    /// Method as received.
+    pub method: Method,
+    /// Protocol version of the client's request.
+    pub version: Version,
+    /// Path and query as received, for the access log.
+    pub received: PathAndQuery,
+    /// Canonical path, with the query as received: what policy matches is what is forwarded.
+    pub target: PathAndQuery,
+    /// The host.
+    pub host: Host,
+    /// The scheme in effect, after trusted proxies.
+    pub scheme: Scheme,
+    /// The client address, after trusted proxies.
+    pub client_ip: IpAddr,
+    /// The request id.
+    pub request_id: HeaderValue,
+    /// Path parameters of the route.
+    pub params: Params,
+    /// The caller, once `auth` has passed.
+    pub identity: Option<Arc<Identity>>,
+    /// `RateLimit-Policy` and `RateLimit` for the answer, once limits were evaluated.
+    pub rate_fields: Option<Box<RateFields>>,
+    /// Exact cause of an authentication failure, for log and metrics.
+    pub auth_error: Option<&'static str>,
+    /// Name of the limit that refused, for the log.
+    pub rate_limit: Option<Arc<str>>,
+}
+
+/// Fields of draft-ietf-httpapi-ratelimit-headers for an answer.
+#[derive(Clone, Debug)]
+pub struct RateFields {
+    /// `RateLimit-Policy`.
+    pub policy: HeaderValue,
+    /// `RateLimit`.
+    pub limit: HeaderValue,
+}
+
+impl Exchange {
+    /// Canonical path.
+    pub fn path(&self) -> &str {
+        self.target.path()
+    }
+    /// Query as received, without `?`.
+    pub fn query(&self) -> Option<&str> {
+        self.target.query()
+    }
+    /// The authenticated subject.
+    pub fn user(&self) -> Option<&str> {
+        self.identity.as_ref().map(|identity| &*identity.user)
+    }
+}

@@ -1,0 +1,11 @@
+//! What HTTP itself asks of a proxy: bodies, header fields, client address, target normalisation, templates, problem answers.
+
+pub mod body;
+pub mod client_addr;
+pub mod exchange;
+pub mod headers;
+pub mod problem;
+pub mod target;
+pub mod template;
+
+pub use exchange::{Connection, Exchange, Host, Identity, Params, Scheme};

@@ -1,0 +1,7 @@
+//! Tollgate: a reverse-proxy API gateway.
+
+pub mod config;
+pub mod error;
+pub mod http;
+pub mod units;
+pub mod upstream;

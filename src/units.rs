@@ -1,0 +1,426 @@
+//! Values as users write them: durations, sizes, rates, percentages, status ranges, selectors.
+//!
+//! Every type parses from the text of the contract (`gateway.reference.yaml`) with [`std::str::FromStr`],
+//! prints back in the same form, and says in its error what would have been right.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Implements `Deserialize` from a string, `Serialize` to a string and `JsonSchema` for a type with `FromStr` and `Display`.
+macro_rules! text_form {
+    ($type:ty, $name:literal, $pattern:literal, $about:literal) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl serde::de::Visitor<'_> for Text {
+                    type Value = $type;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($about)
+                    }
+                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Self::Value, E> {
+                        number.to_string().parse().map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_any(Text)
+            }
+        }
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl schemars::JsonSchema for $type {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                $name.into()
+            }
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": ["string", "integer"], "pattern": $pattern, "description": $about })
+            }
+        }
+    };
+}
+
+/// A span of time such as `500ms`, `5s`, `2m`, `1h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Duration(pub std::time::Duration);
+
+impl Duration {
+    /// A duration of whole milliseconds.
+    pub const fn from_millis(ms: u64) -> Self {
+        Self(std::time::Duration::from_millis(ms))
+    }
+    /// A duration of whole seconds.
+    pub const fn from_secs(s: u64) -> Self {
+        Self(std::time::Duration::from_secs(s))
+    }
+    /// The standard library's form.
+    pub const fn get(self) -> std::time::Duration {
+        self.0
+    }
+}
+
+impl FromStr for Duration {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a duration: write a whole number with ms, s, m or h, like 500ms or 5s");
+        let (number, unit) = split_number(text).ok_or_else(wrong)?;
+        let ms = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(wrong()),
+        };
+        // A century is beyond every use and keeps `Instant + Duration` from overflowing.
+        let total = number
+            .checked_mul(ms)
+            .filter(|ms| *ms <= 100 * 366 * 24 * 3_600_000)
+            .ok_or_else(|| format!("`{text}` is longer than a century"))?;
+        Ok(Self::from_millis(total))
+    }
+}
+
+impl fmt::Display for Duration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = self.0.as_millis();
+        match ms {
+            0 => f.write_str("0s"),
+            _ if ms % 3_600_000 == 0 => write!(f, "{}h", ms / 3_600_000),
+            _ if ms % 60_000 == 0 => write!(f, "{}m", ms / 60_000),
+            _ if ms % 1_000 == 0 => write!(f, "{}s", ms / 1_000),
+            _ => write!(f, "{ms}ms"),
+        }
+    }
+}
+text_form!(Duration, "Duration", r"^[0-9]+(ms|s|m|h)$", "a duration such as 500ms, 5s, 2m or 1h");
+
+/// A number of bytes such as `512B`, `64KiB`, `10MiB`, `1GiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a size: write a whole number with B, KiB, MiB or GiB, like 64KiB or 10MiB");
+        let (number, unit) = split_number(text).ok_or_else(wrong)?;
+        let shift = match unit {
+            "B" => 0,
+            "KiB" => 10,
+            "MiB" => 20,
+            "GiB" => 30,
+            _ => return Err(wrong()),
+        };
+        number.checked_mul(1 << shift).filter(|bytes| *bytes < 1 << 62).map(Self).ok_or_else(|| format!("`{text}` is too large"))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            n if n != 0 && n % (1 << 30) == 0 => write!(f, "{}GiB", n >> 30),
+            n if n != 0 && n % (1 << 20) == 0 => write!(f, "{}MiB", n >> 20),
+            n if n != 0 && n % (1 << 10) == 0 => write!(f, "{}KiB", n >> 10),
+            n => write!(f, "{n}B"),
+        }
+    }
+}
+text_form!(Size, "Size", r"^[0-9]+(B|KiB|MiB|GiB)$", "a size such as 512B, 64KiB, 10MiB or 1GiB");
+
+/// A number of events per time such as `100/s`, `1000/m`, `5000/h`, `10000/d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rate {
+    /// Events per [`Rate::per`]; never 0.
+    pub count: u64,
+    /// The unit of time: a second, minute, hour or day.
+    pub per: std::time::Duration,
+}
+
+impl FromStr for Rate {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a rate: write a whole number per s, m, h or d, like 100/s or 5000/h");
+        let (count, unit) = text.split_once('/').ok_or_else(wrong)?;
+        let count: u64 = whole_number(count).ok_or_else(wrong)?;
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3_600,
+            "d" => 86_400,
+            _ => return Err(wrong()),
+        };
+        if count == 0 {
+            return Err(format!("a rate of 0 (`{text}`) would refuse every request: write at least 1"));
+        }
+        if count > 1_000_000_000 {
+            return Err(format!("`{text}` is more than 1000000000, which no gateway serves: leave the limit out"));
+        }
+        Ok(Self { count, per: std::time::Duration::from_secs(seconds) })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match self.per.as_secs() {
+            1 => "s",
+            60 => "m",
+            3_600 => "h",
+            _ => "d",
+        };
+        write!(f, "{}/{unit}", self.count)
+    }
+}
+text_form!(Rate, "Rate", r"^[0-9]+/(s|m|h|d)$", "a rate such as 100/s, 1000/m, 5000/h or 10000/d");
+
+/// A data rate such as `1KiB/s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ByteRate(pub u64);
+
+impl FromStr for ByteRate {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a data rate: write a size per second, like 1KiB/s");
+        let size: Size = text.strip_suffix("/s").ok_or_else(wrong)?.parse().map_err(|_| wrong())?;
+        if size.0 == 0 { Err(format!("`{text}` demands nothing: write `off`")) } else { Ok(Self(size.0)) }
+    }
+}
+
+impl fmt::Display for ByteRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", Size(self.0))
+    }
+}
+text_form!(ByteRate, "ByteRate", r"^[0-9]+(B|KiB|MiB|GiB)/s$", "a data rate such as 1KiB/s");
+
+/// A share such as `50%`; decimals are allowed.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Percent(pub f64);
+
+impl Percent {
+    /// The share between 0.0 and 1.0.
+    pub fn fraction(self) -> f64 {
+        self.0 / 100.0
+    }
+}
+
+impl FromStr for Percent {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a percentage: write a number from 0 to 100 with %, like 50%");
+        let number = text.strip_suffix('%').ok_or_else(wrong)?;
+        if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+            return Err(wrong());
+        }
+        let value: f64 = number.parse().map_err(|_| wrong())?;
+        if (0.0..=100.0).contains(&value) { Ok(Self(value)) } else { Err(wrong()) }
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0)
+    }
+}
+text_form!(Percent, "Percent", r"^[0-9]+(\.[0-9]+)?%$", "a percentage such as 50%");
+
+/// A range of HTTP status codes such as `200-399`, or one such as `204`; both ends are included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StatusRange {
+    /// First status in the range.
+    pub from: u16,
+    /// Last status in the range.
+    pub to: u16,
+}
+
+impl StatusRange {
+    /// Whether `status` lies in the range.
+    pub fn contains(&self, status: u16) -> bool {
+        (self.from..=self.to).contains(&status)
+    }
+}
+
+impl FromStr for StatusRange {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a status or a range of statuses: write one like 204 or 200-399");
+        let (from, to) = text.split_once('-').unwrap_or((text, text));
+        let parse = |s: &str| whole_number(s.trim()).filter(|n| (100..=999).contains(n)).and_then(|n| u16::try_from(n).ok());
+        let (from, to) = (parse(from).ok_or_else(wrong)?, parse(to).ok_or_else(wrong)?);
+        if from > to { Err(wrong()) } else { Ok(Self { from, to }) }
+    }
+}
+
+impl fmt::Display for StatusRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.from == self.to { write!(f, "{}", self.from) } else { write!(f, "{}-{}", self.from, self.to) }
+    }
+}
+text_form!(StatusRange, "StatusRange", r"^[0-9]{3}( *- *[0-9]{3})?$", "a status or a range of statuses such as 204 or 200-399");
+
+/// What to count, hash or read by: one property of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Selector {
+    /// The client address after `trusted_proxies`; IPv6 by its /64.
+    Ip,
+    /// The authenticated subject.
+    User,
+    /// One bucket for all (rate limits only).
+    Global,
+    /// A request header's value; the name is lower case.
+    Header(http::HeaderName),
+    /// A cookie's value.
+    Cookie(String),
+    /// A query parameter's first value, decoded.
+    Query(String),
+    /// A path parameter or named group of the route.
+    Param(String),
+    /// The normalised path.
+    Path,
+    /// The normalised host.
+    Host,
+}
+
+impl FromStr for Selector {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "`{text}` is not a selector: write ip, user, header:NAME, cookie:NAME, query:NAME, param:NAME, path, host or (rate limits) global"
+            )
+        };
+        Ok(match text {
+            "ip" => Self::Ip,
+            "user" => Self::User,
+            "global" => Self::Global,
+            "path" => Self::Path,
+            "host" => Self::Host,
+            _ => {
+                let (kind, name) = text.split_once(':').ok_or_else(wrong)?;
+                if name.is_empty() {
+                    return Err(wrong());
+                }
+                match kind {
+                    "header" => Self::Header(name.parse().map_err(|_| format!("`{name}` in `{text}` is not a header name"))?),
+                    "cookie" => Self::Cookie(name.to_owned()),
+                    "query" => Self::Query(name.to_owned()),
+                    "param" => Self::Param(name.to_owned()),
+                    _ => return Err(wrong()),
+                }
+            }
+        })
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip => f.write_str("ip"),
+            Self::User => f.write_str("user"),
+            Self::Global => f.write_str("global"),
+            Self::Header(name) => write!(f, "header:{name}"),
+            Self::Cookie(name) => write!(f, "cookie:{name}"),
+            Self::Query(name) => write!(f, "query:{name}"),
+            Self::Param(name) => write!(f, "param:{name}"),
+            Self::Path => f.write_str("path"),
+            Self::Host => f.write_str("host"),
+        }
+    }
+}
+text_form!(
+    Selector,
+    "Selector",
+    r"^(ip|user|global|path|host|(header|cookie|query|param):.+)$",
+    "a selector: ip, user, header:NAME, cookie:NAME, query:NAME, param:NAME, path or host"
+);
+
+/// A secret from the config. It prints as `***` everywhere.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+    /// The secret itself; never log it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self)
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if self.0.is_empty() { "" } else { "***" })
+    }
+}
+
+impl schemars::JsonSchema for Secret {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Secret".into()
+    }
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        String::json_schema(generator)
+    }
+}
+
+/// A value that `off` (or `false`) switches off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Setting<T> {
+    /// `off` or `false`.
+    Off,
+    /// A value.
+    On(T),
+}
+
+impl<T> Setting<T> {
+    /// The value, unless switched off.
+    pub fn on(&self) -> Option<&T> {
+        match self {
+            Self::Off => None,
+            Self::On(value) => Some(value),
+        }
+    }
+}
+
+impl<T: Serialize> Serialize for Setting<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Off => serializer.serialize_str("off"),
+            Self::On(value) => value.serialize(serializer),
+        }
+    }
+}
+
+fn whole_number(text: &str) -> Option<u64> {
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+fn split_number(text: &str) -> Option<(u64, &str)> {
+    let end = text.bytes().position(|b| !b.is_ascii_digit())?;
+    Some((whole_number(&text[..end])?, &text[end..]))
+}
