@@ -1,0 +1,4 @@
+//! What the gateway tells about itself: metrics, the access log, application events, and notes to the service manager.
+
+pub mod access_log;
+pub mod metrics;
