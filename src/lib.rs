@@ -1,7 +1,9 @@
 //! Tollgate: a reverse-proxy API gateway.
 
+pub mod admin;
 pub mod config;
 pub mod error;
+pub mod gateway;
 pub mod http;
 pub mod telemetry;
 pub mod units;

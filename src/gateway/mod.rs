@@ -1,0 +1,3 @@
+//! The gateway: a configuration applied, and requests handled by it.
+
+pub mod status;
