@@ -3,5 +3,7 @@
 pub mod config;
 pub mod error;
 pub mod http;
+pub mod server;
+pub mod tls;
 pub mod units;
 pub mod upstream;
