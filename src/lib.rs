@@ -6,5 +6,7 @@ pub mod error;
 pub mod gateway;
 pub mod http;
 pub mod telemetry;
+pub mod server;
+pub mod tls;
 pub mod units;
 pub mod upstream;

@@ -1,0 +1,3 @@
+//! The server side: listeners, connections, and what comes before HTTP on them.
+
+pub mod proxy_protocol;
