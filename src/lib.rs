@@ -4,5 +4,6 @@ pub mod config;
 pub mod error;
 pub mod http;
 pub mod middleware;
+pub mod targets;
 pub mod units;
 pub mod upstream;

@@ -8,21 +8,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::config::route::{HeaderOps, Headers};
 use crate::config::{At, Problems};
 use crate::http::Exchange;
+use crate::http::fields::is_reserved;
 use crate::http::template::{Allowed, HeaderTemplate, Param};
-
-/// Fields that belong to the connection or to the framing, where a rule could only do harm.
-const REFUSED: [&str; 10] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "http2-settings",
-    "content-length",
-    "transfer-encoding",
-    "host",
-    "upgrade",
-    "te",
-    "trailer",
-];
 
 const SECURITY: [(HeaderName, HeaderValue); 3] = [
     (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
@@ -163,7 +150,7 @@ impl Compiler<'_> {
             report(self.problems, at.clone(), format!("`{written}` is not a header name"), None);
             return None;
         };
-        if REFUSED.contains(&name.as_str()) {
+        if is_reserved(name.as_str()) {
             let help =
                 if name == "host" { "write `rewrite: { host: … }` to change the Host" } else { "the gateway makes this field itself" };
             report(self.problems, at.clone(), format!("the header `{name}` cannot be changed by a rule"), Some(help.to_owned()));
