@@ -8,5 +8,7 @@ pub mod http;
 pub mod telemetry;
 pub mod server;
 pub mod tls;
+pub mod middleware;
+pub mod targets;
 pub mod units;
 pub mod upstream;

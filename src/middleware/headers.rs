@@ -1,0 +1,174 @@
+//! Header rules: `headers.request` and `headers.response`, level after level, and the `security` fields.
+
+use std::collections::{BTreeMap, HashSet};
+
+use http::header::{REFERRER_POLICY, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::config::route::{HeaderOps, Headers};
+use crate::config::{At, Problems};
+use crate::http::Exchange;
+use crate::http::fields::is_reserved;
+use crate::http::template::{Allowed, HeaderTemplate, Param};
+
+const SECURITY: [(HeaderName, HeaderValue); 3] = [
+    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+    (REFERRER_POLICY, HeaderValue::from_static("strict-origin-when-cross-origin")),
+];
+
+const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
+
+/// The header rules of one route, all levels.
+#[derive(Clone, Debug, Default)]
+pub struct HeaderRules {
+    request: Vec<Op>,
+    response: Vec<Op>,
+    security: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Remove(HeaderName),
+    Set(HeaderName, HeaderTemplate),
+    Add(HeaderName, HeaderTemplate),
+}
+
+impl HeaderRules {
+    /// Compiles all levels, defaults first. `params` are those of the route.
+    pub fn compile(levels: &[(Headers, At)], params: &[Param], problems: &mut Problems) -> Self {
+        let mut rules = Self::default();
+        for (level, at) in levels {
+            let mut compiler = Compiler { params, problems };
+            compiler.ops(&level.request, &at.key("request"), &mut rules.request);
+            compiler.ops(&level.response, &at.key("response"), &mut rules.response);
+            rules.security |= level.security;
+        }
+        rules
+    }
+
+    /// Whether there is nothing to do, either way.
+    pub fn is_empty(&self) -> bool {
+        self.request.is_empty() && self.response.is_empty() && !self.security
+    }
+
+    /// Changes the request that goes upstream.
+    pub fn request(&self, exchange: &Exchange, headers: &mut HeaderMap) {
+        apply(&self.request, exchange, headers);
+    }
+
+    /// Changes the response that goes to the client: the `security` fields it lacks, then the rules. `https`: the client's side is TLS.
+    pub fn response(&self, exchange: &Exchange, headers: &mut HeaderMap, https: bool) {
+        if self.security {
+            for (name, value) in &SECURITY {
+                headers.entry(name).or_insert_with(|| value.clone());
+            }
+            if https {
+                headers.entry(STRICT_TRANSPORT_SECURITY).or_insert(HSTS);
+            }
+        }
+        apply(&self.response, exchange, headers);
+    }
+}
+
+fn apply(ops: &[Op], exchange: &Exchange, headers: &mut HeaderMap) {
+    for op in ops {
+        match op {
+            Op::Remove(name) => {
+                headers.remove(name);
+            }
+            Op::Set(name, value) => {
+                remove_twins(name, headers);
+                // Without a value the client's copy goes all the same: nobody may fill a field that the gateway owns.
+                match value.render(exchange) {
+                    Some(value) => headers.insert(name, value),
+                    None => headers.remove(name),
+                };
+            }
+            Op::Add(name, value) => {
+                if let Some(value) = value.render(exchange) {
+                    headers.append(name, value);
+                }
+            }
+        }
+    }
+}
+
+/// Removes fields that servers of the CGI kind take for `name`: the same but for `_` and `-`.
+fn remove_twins(name: &HeaderName, headers: &mut HeaderMap) {
+    let name = name.as_str().as_bytes();
+    if !name.iter().any(|b| matches!(b, b'-' | b'_')) {
+        return;
+    }
+    let plain = |byte: &u8| if *byte == b'_' { b'-' } else { *byte };
+    let twin = |other: &HeaderName| {
+        let other = other.as_str().as_bytes();
+        other != name && other.len() == name.len() && other.iter().map(plain).eq(name.iter().map(plain))
+    };
+    while let Some(found) = headers.keys().find(|other| twin(other)).cloned() {
+        headers.remove(found);
+    }
+}
+
+struct Compiler<'a> {
+    params: &'a [Param],
+    problems: &'a mut Problems,
+}
+
+impl Compiler<'_> {
+    fn ops(&mut self, written: &HeaderOps, at: &At, ops: &mut Vec<Op>) {
+        for (index, name) in written.remove.iter().enumerate() {
+            let at = at.key("remove").index(index);
+            ops.extend(self.name(name, &at).map(Op::Remove));
+        }
+        self.values(&written.set, &at.key("set"), Op::Set, ops);
+        self.values(&written.add, &at.key("add"), Op::Add, ops);
+    }
+
+    fn values(&mut self, written: &BTreeMap<String, String>, at: &At, op: fn(HeaderName, HeaderTemplate) -> Op, ops: &mut Vec<Op>) {
+        let mut seen = HashSet::new();
+        for (key, text) in written {
+            let at = at.key(key);
+            let name = self.name(key, &at.its_key());
+            let value = self.value(text, &at);
+            let (Some(name), Some(value)) = (name, value) else { continue };
+            if seen.insert(name.clone()) {
+                ops.push(op(name, value));
+            } else {
+                report(
+                    self.problems,
+                    at.its_key(),
+                    format!("the header `{name}` is written twice"),
+                    Some("names of headers ignore case".to_owned()),
+                );
+            }
+        }
+    }
+
+    fn name(&mut self, written: &str, at: &At) -> Option<HeaderName> {
+        let Ok(name) = HeaderName::from_bytes(written.as_bytes()) else {
+            report(self.problems, at.clone(), format!("`{written}` is not a header name"), None);
+            return None;
+        };
+        if is_reserved(name.as_str()) {
+            let help =
+                if name == "host" { "write `rewrite: { host: … }` to change the Host" } else { "the gateway makes this field itself" };
+            report(self.problems, at.clone(), format!("the header `{name}` cannot be changed by a rule"), Some(help.to_owned()));
+            return None;
+        }
+        Some(name)
+    }
+
+    fn value(&mut self, text: &str, at: &At) -> Option<HeaderTemplate> {
+        let allowed = Allowed { params: self.params, parts: None };
+        HeaderTemplate::parse(text, allowed).map_err(|error| report(self.problems, at.clone(), error.message, error.help)).ok()
+    }
+}
+
+/// Records an error once: inherited levels are compiled for every route under them.
+fn report(problems: &mut Problems, at: At, message: String, help: Option<String>) {
+    if problems.list().iter().any(|known| known.at == at && known.message == message) {
+        return;
+    }
+    problems.error(at, message).help = help;
+}

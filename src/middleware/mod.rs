@@ -1,0 +1,4 @@
+//! Steps of a route's chain that stand before and after its target.
+
+pub mod headers;
+pub mod rewrite;

@@ -1,0 +1,6 @@
+//! What answers a route's requests.
+
+pub mod aggregate;
+pub mod redirect;
+pub mod respond;
+pub mod split;
