@@ -1,9 +1,12 @@
 //! Tollgate: a reverse-proxy API gateway.
 
 pub mod admin;
+pub mod balance;
 pub mod config;
+pub mod discovery;
 pub mod error;
 pub mod gateway;
+pub mod health;
 pub mod http;
 pub mod telemetry;
 pub mod server;

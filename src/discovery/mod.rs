@@ -1,0 +1,1 @@
+//! Where endpoints and their addresses come from.

@@ -1,0 +1,55 @@
+//! The usable endpoints at one moment, with a balancer built for them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Endpoint, Members, Rules};
+use crate::balance::{Balancer, Strategy, Usable};
+
+/// How finely slow start goes up: this many steps per window, but not more often than [`SHORTEST_STEP`].
+const SLOW_STEPS: u32 = 200;
+const SHORTEST_STEP: Duration = Duration::from_millis(10);
+
+/// See module.
+#[derive(Debug)]
+pub(super) struct Set {
+    pub members: Members,
+    pub usable: Vec<Arc<Endpoint>>,
+    pub balancer: Balancer,
+    pub panic: bool,
+    generation: u64,
+    /// When time alone changes it: an ejection ends, or slow start goes on.
+    until: Option<Instant>,
+}
+
+impl Set {
+    /// A set that holds nothing and is built again at its first use.
+    pub fn stale() -> Self {
+        Self { members: Arc::new([]), usable: Vec::new(), balancer: Balancer::empty(), panic: false, generation: 0, until: None }
+    }
+
+    /// Whether it is still right.
+    pub fn holds(&self, generation: u64, now: Instant) -> bool {
+        self.generation == generation && self.until.is_none_or(|until| now < until)
+    }
+
+    pub fn build(members: Members, generation: u64, now: Instant, rules: &Rules, strategy: &Strategy, old: Option<&Self>) -> Self {
+        let available = members.iter().filter(|endpoint| rules.available(endpoint, now)).count();
+        let panic = rules.panic_threshold > 0.0 && (available as f64) < rules.panic_threshold * members.len() as f64 - 1e-9;
+        let can_serve = |endpoint: &&Arc<Endpoint>| {
+            if panic { endpoint.weight > 0 && endpoint.is_resolved() } else { rules.available(endpoint, now) }
+        };
+        let usable: Vec<Arc<Endpoint>> = members.iter().filter(can_serve).cloned().collect();
+        let factors: Vec<f64> = usable.iter().map(|endpoint| rules.factor(endpoint, now)).collect();
+        let step = factors.iter().any(|factor| *factor < 1.0).then(|| now + (rules.slow_start / SLOW_STEPS).max(SHORTEST_STEP));
+        let back = members.iter().filter_map(|endpoint| endpoint.state.ejected_until(now)).min();
+        let described: Vec<Usable<'_>> = usable
+            .iter()
+            .zip(&factors)
+            .map(|(endpoint, factor)| Usable { id: &endpoint.id, index: endpoint.index, weight: endpoint.weight, factor: *factor })
+            .collect();
+        let all: Vec<(Arc<str>, u32)> = members.iter().map(|endpoint| (endpoint.id.clone(), endpoint.weight)).collect();
+        let balancer = Balancer::build(strategy, &described, &all, old.map(|old| &old.balancer));
+        Self { usable, balancer, panic, generation, until: step.into_iter().chain(back).min(), members }
+    }
+}
