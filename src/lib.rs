@@ -13,5 +13,6 @@ pub mod server;
 pub mod tls;
 pub mod middleware;
 pub mod targets;
+pub mod middleware;
 pub mod units;
 pub mod upstream;

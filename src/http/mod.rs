@@ -4,6 +4,7 @@ pub mod body;
 pub mod client_addr;
 pub mod exchange;
 pub mod fields;
+pub mod fetch;
 pub mod headers;
 pub mod problem;
 pub mod target;

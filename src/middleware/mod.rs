@@ -2,3 +2,6 @@
 
 pub mod headers;
 pub mod rewrite;
+//! Steps of a route's chain between the client and the target.
+
+pub mod auth;

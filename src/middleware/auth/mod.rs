@@ -1,0 +1,200 @@
+//! Authentication: who the caller is, and whether the route is for them.
+//!
+//! [`Authenticators`] are compiled from `authenticators`, [`AuthChain`]s from the routes' `auth`. What must outlive a reload
+//! (fetched keys, verified tokens, results of introspection and bcrypt) lives in the authenticator itself: one whose block and
+//! files did not change is taken over as it is from the [`Registry`].
+
+mod chain;
+mod claims;
+mod compile;
+mod failure;
+mod jwks;
+mod jwt;
+mod keys;
+mod place;
+mod strict_json;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::HeaderName;
+
+pub use chain::AuthChain;
+pub use failure::AuthError;
+
+use crate::config::auth as config;
+use crate::http::exchange::ClientCertificate;
+use crate::http::fetch::ClientTls;
+use chain::{Answer, AwaitKeys};
+use claims::Forward;
+use jwt::{Digest, Jwt, Keys, Now, Rejection};
+use place::Place;
+
+/// What happens in the background, for logs and metrics.
+pub trait Observer: Send + Sync {
+    /// Keys were fetched: `result` is `ok` or `failed`, then with the error.
+    fn jwks_fetched(&self, authenticator: &str, result: &'static str, error: Option<&str>);
+    /// A call of the introspection endpoint gave no answer.
+    fn introspection_failed(&self, authenticator: &str, error: &str);
+}
+
+/// One compiled authenticator with its memory.
+#[derive(Debug)]
+pub struct Authenticator {
+    name: String,
+    /// The block it was made from, without its place.
+    block: config::Authenticator,
+    /// SHA-256 of the files it was made from.
+    files: Digest,
+    kind: Kind,
+    places: Vec<Place>,
+    keep: bool,
+    challenge: String,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Jwt(Arc<Jwt>),
+}
+
+/// All authenticators of one configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Authenticators {
+    by_name: BTreeMap<String, Option<Arc<Authenticator>>>,
+    registry: Registry,
+}
+
+/// Authenticators that serve now; the next configuration takes over those that did not change.
+#[derive(Clone, Debug, Default)]
+pub struct Registry(Arc<Mutex<BTreeMap<String, Arc<Authenticator>>>>);
+
+impl Registry {
+    fn get(&self, name: &str) -> Option<Arc<Authenticator>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+    fn replace(&self, all: BTreeMap<String, Arc<Authenticator>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+}
+
+/// Background work of a configuration; dropping it stops the work.
+#[derive(Debug, Default)]
+pub struct Handle(Vec<tokio::task::JoinHandle<()>>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+impl Authenticators {
+    fn get(&self, name: &str) -> Option<&Arc<Authenticator>> {
+        self.by_name.get(name)?.as_ref()
+    }
+    fn is_defined(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(String::as_str)
+    }
+    fn all(&self) -> impl Iterator<Item = &Arc<Authenticator>> {
+        self.by_name.values().flatten()
+    }
+
+    /// Headers that only the gateway may set: every target of a `forward`, lower case, with `_` as `-`.
+    pub fn protected_headers(&self) -> impl Iterator<Item = HeaderName> + '_ {
+        self.all().flat_map(|authenticator| authenticator.forward().protected())
+    }
+
+    /// Query parameters that carry credentials: `***` in logs. Names as they are when decoded.
+    pub fn secret_query_names(&self) -> impl Iterator<Item = &str> {
+        self.all().flat_map(|authenticator| &authenticator.places).filter_map(|place| match place {
+            Place::Query(name) => Some(name.as_str()),
+            Place::Scheme(_) | Place::Header(_) | Place::Cookie(_) | Place::Certificate => None,
+        })
+    }
+
+    /// Begins to serve: call it when the configuration is accepted. Starts the background work on the control runtime and
+    /// makes these the authenticators that the next configuration takes over from.
+    pub fn start(&self, control: &tokio::runtime::Handle, observer: &Arc<dyn Observer>) -> Handle {
+        let mut tasks = Vec::new();
+        let mut serving = BTreeMap::new();
+        for authenticator in self.all() {
+            serving.insert(authenticator.name.clone(), authenticator.clone());
+            tasks.extend(authenticator.start(control, observer));
+        }
+        self.registry.replace(serving);
+        Handle(tasks)
+    }
+}
+
+impl Authenticator {
+    fn jwt(&self) -> Option<&Arc<Jwt>> {
+        match &self.kind {
+            Kind::Jwt(jwt) => Some(jwt),
+        }
+    }
+
+    /// Whether its credentials are bearer tokens, for challenges.
+    fn is_bearer(&self) -> bool {
+        match &self.kind {
+            Kind::Jwt(_) => true,
+        }
+    }
+
+    fn forward(&self) -> &Forward {
+        match &self.kind {
+            Kind::Jwt(jwt) => &jwt.forward,
+        }
+    }
+
+    fn verify(&self, credential: &str, digest: &Digest) -> Answer {
+        match &self.kind {
+            Kind::Jwt(jwt) => verify_token(jwt, credential, digest),
+        }
+    }
+
+    fn certificate(&self, _certificate: &Arc<ClientCertificate>) -> Answer {
+        Answer::Now(Err(AuthError::Missing))
+    }
+
+    fn start(self: &Arc<Self>, control: &tokio::runtime::Handle, observer: &Arc<dyn Observer>) -> Option<tokio::task::JoinHandle<()>> {
+        match &self.kind {
+            Kind::Jwt(jwt) => match &jwt.keys {
+                Keys::Fixed(_) => None,
+                Keys::Fetched(jwks) => {
+                    let (jwks, observer, name) = (jwks.clone(), observer.clone(), self.name.clone());
+                    Some(control.spawn(async move {
+                        match ClientTls::system() {
+                            Ok(tls) => jwks.run(&name, &tls, &*observer).await,
+                            Err(error) => observer.jwks_fetched(&name, "failed", Some(&error.to_string())),
+                        }
+                    }))
+                }
+            },
+        }
+    }
+}
+
+fn verify_token(jwt: &Arc<Jwt>, token: &str, digest: &Digest) -> Answer {
+    if let Some(identity) = jwt.remembered(digest, std::time::Instant::now()) {
+        return Answer::Now(Ok(identity));
+    }
+    let now = Now::read();
+    let rejection = match jwt.verify(token, digest, &now) {
+        Ok(identity) => return Answer::Now(Ok(identity)),
+        Err(rejection) => rejection,
+    };
+    let (error, ended) = match (rejection, &jwt.keys) {
+        (Rejection::Final(error), _) => (error, None),
+        (Rejection::UnknownKid, Keys::Fetched(jwks)) => (AuthError::Key, jwks.refetch(now.instant)),
+        (Rejection::NoKeys, Keys::Fetched(jwks)) => (AuthError::Unavailable, jwks.join()),
+        (Rejection::UnknownKid | Rejection::NoKeys, Keys::Fixed(_)) => (AuthError::Key, None),
+    };
+    match ended {
+        Some(ended) => Answer::Keys(Box::new(AwaitKeys { jwt: jwt.clone(), token: token.to_owned(), digest: *digest, ended })),
+        None => Answer::Now(Err(error)),
+    }
+}
