@@ -1,7 +1,5 @@
-//! Steps of a route's chain that stand before and after its target.
-
-pub mod headers;
-pub mod rewrite;
-//! Steps of a route's chain between the client and the target.
+//! The steps of a route's chain around its target.
 
 pub mod auth;
+pub mod headers;
+pub mod rewrite;
