@@ -3,5 +3,6 @@
 pub mod config;
 pub mod error;
 pub mod http;
+pub mod middleware;
 pub mod units;
 pub mod upstream;

@@ -5,6 +5,7 @@ pub mod client_addr;
 pub mod exchange;
 pub mod headers;
 pub mod problem;
+pub mod selector;
 pub mod target;
 pub mod template;
 
