@@ -51,7 +51,10 @@ enum AllowHeaders {
 enum Pattern {
     Exact(String),
     /// `scheme://`, then labels, then `.suffix[:port]`.
-    Below { scheme: String, suffix: String },
+    Below {
+        scheme: String,
+        suffix: String,
+    },
 }
 
 impl Cors {
@@ -227,7 +230,12 @@ fn compile_origins(config: &Config, at: &At, problems: &mut Problems) -> Option<
             ok = false;
         }
         if config.origins.len() > 1 {
-            once(problems, at, "`*` allows every origin, so it stands alone".to_owned(), "write [\"*\"], or only the origins that are meant");
+            once(
+                problems,
+                at,
+                "`*` allows every origin, so it stands alone".to_owned(),
+                "write [\"*\"], or only the origins that are meant",
+            );
             ok = false;
         }
         return ok.then_some(Origins::Any);
@@ -237,7 +245,8 @@ fn compile_origins(config: &Config, at: &At, problems: &mut Problems) -> Option<
         match parse_origin(origin) {
             Some(pattern) => patterns.iter_mut().for_each(|patterns| patterns.push(pattern.clone())),
             None => {
-                let help = "write scheme://host[:port] without a path, like https://app.example.com, https://*.example.com, null or [\"*\"]";
+                let help =
+                    "write scheme://host[:port] without a path, like https://app.example.com, https://*.example.com, null or [\"*\"]";
                 once(problems, at.index(index), format!("`{origin}` is not an origin"), help);
                 patterns = None;
             }

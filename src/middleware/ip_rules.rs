@@ -65,7 +65,10 @@ pub fn parse_cidr(text: &str) -> Result<IpNet, (String, String)> {
         return Err((format!("`{text}` is an IPv4-mapped range"), help));
     }
     if net.addr() != net.network() {
-        return Err((format!("`{text}` has bits set behind its mask"), format!("write {}, or {} for the one address", net.trunc(), net.addr())));
+        return Err((
+            format!("`{text}` has bits set behind its mask"),
+            format!("write {}, or {} for the one address", net.trunc(), net.addr()),
+        ));
     }
     Ok(net)
 }

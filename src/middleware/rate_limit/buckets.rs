@@ -49,7 +49,8 @@ impl Default for Buckets {
 impl Buckets {
     /// Empty, with a clock that starts at `origin`.
     pub fn new(origin: Instant) -> Self {
-        let partition = || Partition { map: DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), 2), taken: AtomicUsize::new(0) };
+        let partition =
+            || Partition { map: DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), 2), taken: AtomicUsize::new(0) };
         Self { origin, partitions: (0..PARTITIONS).map(|_| partition()).collect() }
     }
 

@@ -13,8 +13,8 @@ use crate::config::route::RateLimit;
 use crate::config::{At, Problems};
 use crate::units::Selector;
 
-/// Longest name of a limit: it is a short word in a header field and in the log.
-const LONGEST_NAME: usize = 128;
+/// Longest name of a limit, quoted: the field is written into a buffer on the stack.
+const LONGEST_NAME: usize = 256;
 
 impl RateLimits {
     /// Compiles a route's limits, given in written order: defaults, groups from the outside, the route's own.
@@ -114,7 +114,8 @@ impl Limit {
             let wrong = "a limit's name goes into a header field: it must be printable ASCII and not empty";
             once(problems, at.key("name"), wrong, "write a short word like `per-user`");
         }
-        if name.len() > LONGEST_NAME {
+        let too_long = quoted(&name).len() > LONGEST_NAME;
+        if too_long {
             let wrong = format!("the name of this limit is longer than {LONGEST_NAME} characters");
             once(problems, at.key("name"), &wrong, "write a short `name`; without one it is the selectors joined by `|`");
         }
@@ -133,7 +134,7 @@ impl Limit {
         if problems.list().iter().skip(before).any(|p| p.severity == crate::config::problem::Severity::Error)
             || (limit.store.is_some() && store.is_none())
             || limit.by.0.is_empty()
-            || name.len() > LONGEST_NAME
+            || too_long
         {
             return None;
         }

@@ -77,12 +77,12 @@ impl Tally {
         let (Some(limit), Some(policy)) = (limits.get(index), self.evaluated.checked_sub(1).and_then(|last| policies.get(last))) else {
             return;
         };
-        let mut buffer = [0_u8; 256];
+        let mut buffer = [0_u8; 320];
         let mut rest = &mut buffer[..];
         let fits = write!(rest, "{}{};t={}", limit.label, standing.left, standing.wait_seconds()).is_ok();
         let free = rest.len();
         let written = &buffer[..buffer.len() - free];
-        // Names are checked at load to fit.
+        // Names are checked at load, so it does fit.
         if let (true, Ok(value)) = (fits, HeaderValue::from_bytes(written)) {
             ex.rate_fields = Some(Box::new(RateFields { policy: policy.clone(), limit: value }));
         }

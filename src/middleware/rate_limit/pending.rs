@@ -87,7 +87,11 @@ impl PendingCheck {
     /// As many limits as can be decided without charging one that stands behind a refusal: up to the first that is
     /// known to refuse, or that asks another store.
     fn batch(&self, first: usize, store: &Arc<Store>) -> Batch {
-        let mut batch = Batch { calls: Vec::with_capacity(self.step.end - first), asked: Vec::with_capacity(self.step.end - first), end: self.step.end };
+        let mut batch = Batch {
+            calls: Vec::with_capacity(self.step.end - first),
+            asked: Vec::with_capacity(self.step.end - first),
+            end: self.step.end,
+        };
         for index in first..self.step.end {
             let Some(limit) = self.inner.limits.get(index) else { break };
             let key = self.key(index);

@@ -1,6 +1,7 @@
 //! The connection to one Redis: dialled on the control runtime, used from all workers, commands pipelined.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -8,6 +9,7 @@ use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, IntoConnectio
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
+use tokio_rustls::TlsConnector;
 
 use super::store::{Answer, Call};
 
@@ -52,44 +54,26 @@ return redis.call('ZCARD', KEYS[1])
 ";
 
 /// Where and how to connect.
-#[derive(Debug)]
 pub(super) struct Target {
     info: ConnectionInfo,
     host: String,
     port: u16,
-    tls: Option<(tokio_rustls_config::Connector, ServerName<'static>)>,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
-/// TLS for `rediss://`.
-mod tokio_rustls_config {
-    use std::sync::Arc;
-
-    /// A connector that prints nothing.
-    #[derive(Clone)]
-    pub(super) struct Connector(pub(super) tokio_rustls::TlsConnector);
-
-    impl std::fmt::Debug for Connector {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("Connector")
-        }
+/// TLS that trusts the system's roots, and the bundled ones if there are none.
+fn connector() -> Result<TlsConnector, rustls::Error> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
-
-    impl Connector {
-        /// Trusts the system's roots, and the bundled ones if there are none.
-        pub(super) fn new() -> Result<Self, rustls::Error> {
-            let mut roots = rustls::RootCertStore::empty();
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            if roots.is_empty() {
-                roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-            }
-            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            let config = rustls::ClientConfig::builder_with_provider(provider)
-                .with_safe_default_protocol_versions()?
-                .with_root_certificates(roots)
-                .with_no_client_auth();
-            Ok(Self(tokio_rustls::TlsConnector::from(Arc::new(config))))
-        }
-    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 impl Target {
@@ -110,7 +94,7 @@ impl Target {
             false => None,
             true => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| "the host of this rediss:// URL is not a name TLS can check")?;
-                Some((tokio_rustls_config::Connector::new().map_err(|_| "TLS cannot be set up for this store")?, name))
+                Some((connector().map_err(|_| "TLS cannot be set up for this store")?, name))
             }
         };
         Ok(Self { info, host, port, tls })
@@ -121,7 +105,9 @@ impl Target {
 pub(super) struct Connection {
     commands: MultiplexedConnection,
     driver: AbortHandle,
-    decide: Arc<Script>,
+    decide: Script,
+    /// Calls that failed in a row.
+    pub(super) failures: AtomicU32,
 }
 
 impl Drop for Connection {
@@ -136,8 +122,16 @@ impl std::fmt::Debug for Connection {
     }
 }
 
+/// The result, or an error when `limit` is over.
+pub(super) async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(result) => result,
+        Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+    }
+}
+
 impl Connection {
-    /// Connects, authenticates and waits for a first answer. The driver runs on the calling runtime.
+    /// Connects and authenticates. The driver runs on the calling runtime.
     pub(super) async fn open(target: &Target, timeout: Duration) -> Result<Self, RedisError> {
         let open = async {
             let tcp = TcpStream::connect((target.host.as_str(), target.port)).await?;
@@ -151,19 +145,19 @@ impl Connection {
                     (commands, tokio::spawn(driver).abort_handle())
                 }
                 Some((connector, name)) => {
-                    let tls = connector.0.connect(name.clone(), tcp).await?;
+                    let tls = connector.connect(name.clone(), tcp).await?;
                     let (commands, driver) = MultiplexedConnection::new_with_config(settings, tls, config).await?;
                     (commands, tokio::spawn(driver).abort_handle())
                 }
             };
-            let connection = Self { commands, driver, decide: Arc::new(Script::new(DECIDE)) };
-            redis::cmd("PING").exec_async(&mut connection.commands.clone()).await?;
-            Ok(connection)
+            Ok(Self { commands, driver, decide: Script::new(DECIDE), failures: AtomicU32::new(0) })
         };
-        match tokio::time::timeout(timeout, open).await {
-            Ok(result) => result,
-            Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
-        }
+        in_time(timeout, open).await
+    }
+
+    /// Waits for a sign of life.
+    pub(super) async fn ping(&self) -> Result<(), RedisError> {
+        redis::cmd("PING").exec_async(&mut self.commands.clone()).await
     }
 
     /// Decides all buckets of `calls` in one round trip.

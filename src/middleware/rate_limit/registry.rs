@@ -1,6 +1,6 @@
 //! What limits keep over a reload: the buckets, the keys of their hashes, and the connections to stores.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,8 @@ const SWEEP: Duration = Duration::from_secs(10);
 pub struct Registry {
     pub(super) buckets: Buckets,
     pub(super) hash_keys: HashKeys,
-    stores: Mutex<HashMap<String, (Redis, Weak<Store>)>>,
+    /// Stores that a snapshot holds, by all that identifies them.
+    stores: Mutex<Vec<(String, Redis, Weak<Store>)>>,
 }
 
 impl Registry {
@@ -70,17 +71,21 @@ impl Stores {
         problems: &mut Problems,
     ) -> Self {
         let mut running = registry.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|_, (_, store)| store.strong_count() > 0);
+        running.retain(|(_, _, store)| store.strong_count() > 0);
         let mut named = BTreeMap::new();
         for (name, redis) in config {
-            let kept = running.get(name).filter(|(old, _)| old.url == redis.url && old.timeout == redis.timeout);
-            let store = match kept.and_then(|(_, store)| store.upgrade()) {
+            let same = |old: &Redis| old.url == redis.url && old.timeout == redis.timeout;
+            let kept = running.iter().filter(|(old_name, old, _)| old_name == name && same(old)).find_map(|(_, _, store)| store.upgrade());
+            let store = match kept {
                 Some(store) => Some(store),
-                None => open(name, redis, control, observer, problems),
+                None => {
+                    let opened = open(name, redis, control, observer, problems);
+                    if let (Some(store), Some(_)) = (&opened, control) {
+                        running.push((name.clone(), redis.clone(), Arc::downgrade(store)));
+                    }
+                    opened
+                }
             };
-            if let (Some(store), Some(_)) = (&store, control) {
-                running.insert(name.clone(), (redis.clone(), Arc::downgrade(store)));
-            }
             named.insert(name.clone(), store);
         }
         Self { named }
@@ -89,7 +94,12 @@ impl Stores {
     /// The store that the limit at `at` names.
     pub(super) fn find(&self, name: &str, at: &At, problems: &mut Problems) -> Option<Arc<Store>> {
         if !cfg!(feature = "redis") {
-            once(problems, at.key("store"), "this program was built without redis", "leave `store` out: the limit then holds for this process");
+            once(
+                problems,
+                at.key("store"),
+                "this program was built without redis",
+                "leave `store` out: the limit then holds for this process",
+            );
             return None;
         }
         match self.named.get(name) {

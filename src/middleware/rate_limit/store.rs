@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::gcra::Quota;
-use super::redis::{Connection, Target};
+use super::redis::{Connection, Target, in_time};
 use crate::config::server::Redis;
 
 /// Told a store's name and whether it answers, at each change.
@@ -44,7 +44,6 @@ struct State {
     name: String,
     timeout: Duration,
     up: AtomicBool,
-    failures: AtomicU32,
     /// Gateways seen in the last minute; 0 while unknown.
     gateways: AtomicU32,
     connection: ArcSwapOption<Connection>,
@@ -91,18 +90,12 @@ impl Drop for Store {
 
 impl Store {
     /// Begins to connect on `control`, and returns at once. The error is about the URL.
-    pub(super) fn open(
-        name: &str,
-        config: &Redis,
-        control: Option<&Handle>,
-        observer: &StoreObserver,
-    ) -> Result<Arc<Self>, &'static str> {
+    pub(super) fn open(name: &str, config: &Redis, control: Option<&Handle>, observer: &StoreObserver) -> Result<Arc<Self>, &'static str> {
         let target = Target::parse(config.url.expose())?;
         let state = Arc::new(State {
             name: name.to_owned(),
             timeout: config.timeout.get(),
             up: AtomicBool::new(false),
-            failures: AtomicU32::new(0),
             gateways: AtomicU32::new(0),
             connection: ArcSwapOption::empty(),
             broken: Notify::new(),
@@ -145,15 +138,15 @@ impl Store {
         let answers = tokio::time::timeout(self.state.timeout, connection.decide(calls)).await;
         match answers {
             Ok(Ok(answers)) => {
-                self.state.failures.store(0, Ordering::Relaxed);
+                connection.failures.store(0, Ordering::Relaxed);
                 Some(answers)
             }
             Ok(Err(error)) => {
-                self.state.failed(error.is_unrecoverable_error());
+                self.state.failed(&connection, error.is_unrecoverable_error());
                 None
             }
             Err(_) => {
-                self.state.failed(false);
+                self.state.failed(&connection, false);
                 None
             }
         }
@@ -161,13 +154,12 @@ impl Store {
 }
 
 impl State {
-    /// Counts a failed call; `dead` says that the connection can never answer again.
-    fn failed(&self, dead: bool) {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        if failures >= FAILURES {
+    /// Counts a failed call; a `dead` connection can never answer again, so it counts as enough of them.
+    fn failed(&self, connection: &Arc<Connection>, dead: bool) {
+        let failures = connection.failures.fetch_add(if dead { FAILURES } else { 1 }, Ordering::Relaxed).saturating_add(1);
+        let is_current = self.connection.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, connection));
+        if is_current && (dead || failures >= FAILURES) {
             self.set_up(false);
-        }
-        if dead || failures >= FAILURES {
             self.broken.notify_one();
         }
     }
@@ -180,7 +172,6 @@ impl State {
 
     fn connected(&self, connection: &Arc<Connection>, gateways: u32) {
         self.gateways.store(gateways, Ordering::Relaxed);
-        self.failures.store(0, Ordering::Relaxed);
         self.connection.store(Some(connection.clone()));
         self.set_up(true);
     }
@@ -191,7 +182,8 @@ async fn keep_connected(state: Weak<State>, target: Target) {
     let id = format!("{:032x}", gateway_id());
     let mut pause = FIRST_PING;
     loop {
-        let connected = connect(&target, &id).await;
+        let Some(timeout) = state.upgrade().map(|state| state.timeout) else { return };
+        let connected = connect(&target, timeout, &id).await;
         let Some(state) = state.upgrade() else { return };
         match connected {
             Ok((connection, gateways)) => {
@@ -211,24 +203,26 @@ async fn keep_connected(state: Weak<State>, target: Target) {
     }
 }
 
-async fn connect(target: &Target, id: &str) -> Result<(Arc<Connection>, u32), redis::RedisError> {
+/// A new connection that has answered a ping within the store's `timeout`: a slow store stays down.
+async fn connect(target: &Target, timeout: Duration, id: &str) -> Result<(Arc<Connection>, u32), redis::RedisError> {
     let connection = Connection::open(target, PATIENCE).await?;
+    in_time(timeout, connection.ping()).await?;
     let gateways = beat(&connection, id).await?;
     Ok((Arc::new(connection), gateways))
 }
 
 async fn beat(connection: &Connection, id: &str) -> Result<u32, redis::RedisError> {
-    match tokio::time::timeout(PATIENCE, connection.heartbeat(id)).await {
-        Ok(gateways) => gateways,
-        Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
-    }
+    in_time(PATIENCE, connection.heartbeat(id)).await
 }
 
 /// Writes heartbeats until the connection is of no use; returns why.
 async fn serve(state: &State, connection: &Connection, id: &str) -> String {
     loop {
         tokio::select! {
-            () = state.broken.notified() => return "its calls failed".to_owned(),
+            // The note may be about an earlier connection.
+            () = state.broken.notified() => if connection.failures.load(Ordering::Relaxed) >= FAILURES {
+                return "its calls failed".to_owned();
+            },
             () = tokio::time::sleep(HEARTBEAT) => match beat(connection, id).await {
                 Ok(gateways) => state.gateways.store(gateways, Ordering::Relaxed),
                 Err(error) => return error.to_string(),
