@@ -7,6 +7,7 @@ pub mod fields;
 pub mod fetch;
 pub mod headers;
 pub mod problem;
+pub mod selector;
 pub mod target;
 pub mod template;
 

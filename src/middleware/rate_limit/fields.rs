@@ -1,0 +1,113 @@
+//! What a client learns about limits: the fields of draft-ietf-httpapi-ratelimit-headers, and the 429.
+
+use std::io::Write;
+
+use http::{HeaderValue, header};
+
+use super::Limit;
+use super::gcra::Standing;
+use crate::error::{Reason, Refusal};
+use crate::http::exchange::{Exchange, RateFields};
+
+/// Registered for draft-ietf-httpapi-ratelimit-headers.
+const PROBLEM_TYPE: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
+
+/// A name as a structured field string (RFC 9651): printable ASCII, `"` and `\` escaped; other bytes become `?`.
+pub(super) fn quoted(name: &str) -> String {
+    let mut text = String::with_capacity(name.len() + 2);
+    text.push('"');
+    for c in name.chars() {
+        match c {
+            '"' | '\\' => text.extend(['\\', c]),
+            ' '..='~' => text.push(c),
+            _ => text.push('?'),
+        }
+    }
+    text.push('"');
+    text
+}
+
+/// `policies[n]` is `RateLimit-Policy` when the first n + 1 limits were evaluated.
+pub(super) fn policies(limits: &[Limit]) -> Vec<HeaderValue> {
+    let mut text = String::new();
+    let mut policies = Vec::with_capacity(limits.len());
+    for limit in limits {
+        if !text.is_empty() {
+            text.push_str(", ");
+        }
+        text.push_str(&limit.policy);
+        // `quoted` leaves printable ASCII only, so this cannot fail.
+        policies.extend(HeaderValue::from_str(&text));
+    }
+    policies
+}
+
+/// The limits evaluated so far for one request: how many, and the one with the least left.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    evaluated: usize,
+    scarcest: Option<(usize, Standing)>,
+}
+
+impl Tally {
+    /// Continues what an earlier step left in `fields`: all `evaluated` limits before it.
+    pub(super) fn resume(limits: &[Limit], evaluated: usize, fields: Option<&RateFields>) -> Self {
+        let scarcest = fields.filter(|_| evaluated > 0).and_then(|fields| {
+            let text = fields.limit.to_str().ok()?;
+            limits.iter().take(evaluated).enumerate().find_map(|(index, limit)| {
+                let (left, wait) = text.strip_prefix(&*limit.label)?.split_once(";t=")?;
+                let wait = std::time::Duration::from_secs(wait.parse().ok()?);
+                Some((index, Standing { left: left.parse().ok()?, burst: limit.quota.burst(), wait }))
+            })
+        });
+        Self { evaluated, scarcest }
+    }
+
+    /// Counts the limit at `index` in.
+    pub(super) fn add(&mut self, index: usize, standing: Standing) {
+        self.evaluated = index + 1;
+        if self.scarcest.is_none_or(|(_, least)| standing.is_scarcer_than(&least)) {
+            self.scarcest = Some((index, standing));
+        }
+    }
+
+    /// Writes the fields for the limits counted.
+    pub(super) fn write(&self, limits: &[Limit], policies: &[HeaderValue], ex: &mut Exchange) {
+        let Some((index, standing)) = self.scarcest else { return };
+        let (Some(limit), Some(policy)) = (limits.get(index), self.evaluated.checked_sub(1).and_then(|last| policies.get(last))) else {
+            return;
+        };
+        let mut buffer = [0_u8; 320];
+        let mut rest = &mut buffer[..];
+        let fits = write!(rest, "{}{};t={}", limit.label, standing.left, standing.wait_seconds()).is_ok();
+        let free = rest.len();
+        let written = &buffer[..buffer.len() - free];
+        // Names are checked at load, so it does fit.
+        if let (true, Ok(value)) = (fits, HeaderValue::from_bytes(written)) {
+            ex.rate_fields = Some(Box::new(RateFields { policy: policy.clone(), limit: value }));
+        }
+    }
+
+    /// The answer to a request that the limit at `index` refused; notes it in the exchange.
+    pub(super) fn refuse(
+        mut self,
+        index: usize,
+        standing: Standing,
+        limits: &[Limit],
+        policies: &[HeaderValue],
+        ex: &mut Exchange,
+    ) -> Box<Refusal> {
+        // The one that refuses has nothing left, so no other has less.
+        self.evaluated = index + 1;
+        self.scarcest = Some((index, standing));
+        self.write(limits, policies, ex);
+        let mut refusal = Refusal::new(Reason::RateLimited, "The rate limit is used up.")
+            .header(header::RETRY_AFTER, HeaderValue::from(standing.wait_seconds().max(1)));
+        refusal.problem_type = Some(PROBLEM_TYPE);
+        if let Some(limit) = limits.get(index) {
+            ex.rate_limit = Some(limit.name.clone());
+            refusal.extra.push(("violated-policies", serde_json::Value::from(vec![&*limit.name])));
+        }
+        refusal
+    }
+}

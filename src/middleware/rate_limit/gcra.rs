@@ -1,0 +1,153 @@
+//! The arithmetic of a limit: GCRA, the generic cell rate algorithm (ITU-T I.371), as a virtual schedule.
+//!
+//! A bucket is one number, its theoretical arrival time `tat`: when it will be full again. A request is allowed if
+//! `max(tat, now) + T − now ≤ burst · T`, and moves `tat` on by `T`. Decisions are made by `governor`; what an answer
+//! says about a bucket (requests left, time to the next) is computed here from `tat`, for local and shared buckets alike.
+
+use std::cell::Cell;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use governor::RateLimiter;
+use governor::clock::Clock;
+use governor::middleware::NoOpMiddleware;
+use governor::nanos::Nanos;
+use governor::state::{NotKeyed, StateStore};
+
+use super::buckets::Buckets;
+use crate::units::Rate;
+
+/// The longest time a bucket may need to fill: a century, as for durations, so that sums of times cannot overflow.
+const LONGEST_FILL: u128 = 100 * 366 * 86_400 * 1_000_000_000;
+
+/// Rate and burst of a limit, prepared. Times are nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Quota {
+    quota: governor::Quota,
+    /// T: time for one request, rounded down to a nanosecond, at least 1.
+    interval: u64,
+    /// burst · T: time to fill an empty bucket.
+    capacity: u64,
+}
+
+impl Quota {
+    /// The quota of `rate` and `burst`, or what is wrong with them.
+    pub(crate) fn new(rate: Rate, burst: u64) -> Result<Self, String> {
+        let burst = u32::try_from(burst).map_err(|_| format!("a burst of {burst} is more than {}", u32::MAX))?;
+        let burst = NonZeroU32::new(burst).ok_or("a burst of 0 would refuse every request: write at least 1")?;
+        let interval = (rate.per.as_nanos() / u128::from(rate.count.max(1))).max(1);
+        let capacity = interval * u128::from(burst.get());
+        if capacity > LONGEST_FILL {
+            return Err(format!("at {rate}, a burst of {burst} would take more than a century to fill"));
+        }
+        let as_u64 = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
+        let quota = governor::Quota::with_period(Duration::from_nanos(as_u64(interval)))
+            .ok_or("a rate of 0 would refuse every request")?
+            .allow_burst(burst);
+        Ok(Self { quota, interval: as_u64(interval), capacity: as_u64(capacity) })
+    }
+
+    /// Requests at once.
+    pub(crate) fn burst(&self) -> u64 {
+        u64::from(self.quota.burst_size().get())
+    }
+
+    /// T in nanoseconds.
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "shared limits only"))]
+    pub(crate) fn interval(&self) -> u64 {
+        self.interval
+    }
+
+    /// This gateway's part when `gateways` share the limit and cannot talk: rate and burst divided, burst at least 1.
+    pub(crate) fn share(&self, gateways: u32) -> Self {
+        let n = gateways.max(1);
+        let burst = NonZeroU32::new(self.quota.burst_size().get() / n).unwrap_or(NonZeroU32::MIN);
+        let interval = self.interval.saturating_mul(u64::from(n));
+        let capacity = interval.saturating_mul(u64::from(burst.get()));
+        let quota = governor::Quota::with_period(Duration::from_nanos(interval)).unwrap_or(self.quota).allow_burst(burst);
+        Self { quota, interval, capacity }
+    }
+
+    /// Decides one request at `now` (nanoseconds on the clock of `buckets`) and charges it if it is allowed.
+    pub(crate) fn decide(&self, buckets: &Buckets, key: u128, now: u64) -> (bool, Standing) {
+        let slot = Slot { buckets, key, capacity: self.capacity, now, tat: Cell::new(0) };
+        let limiter = RateLimiter::<NotKeyed, _, _, NoOpMiddleware<Nanos>>::new(self.quota, &slot, Given(Cell::new(0), now));
+        let allowed = limiter.check().is_ok();
+        (allowed, self.standing(slot.tat.get().saturating_sub(now)))
+    }
+
+    /// Whether a request at `now` would be refused; charges nothing.
+    pub(crate) fn would_refuse(&self, buckets: &Buckets, key: u128, now: u64) -> Option<Standing> {
+        let used = buckets.get(key)?.saturating_sub(now);
+        (used > self.capacity - self.interval).then(|| self.standing(used))
+    }
+
+    /// What a bucket that needs `used` nanoseconds to be full allows.
+    pub(crate) fn standing(&self, used: u64) -> Standing {
+        let used = used.min(self.capacity);
+        let left = (self.capacity - used) / self.interval;
+        // One more than now is allowed when `used` has shrunk to leave room for `left + 1`.
+        let wait = if used == 0 { 0 } else { (used + (left + 1) * self.interval).saturating_sub(self.capacity) };
+        Standing { left, burst: self.burst(), wait: Duration::from_nanos(wait) }
+    }
+}
+
+/// What one bucket has left after a decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// Requests allowed at once from now.
+    pub(crate) left: u64,
+    /// Requests a full bucket allows.
+    pub(crate) burst: u64,
+    /// Time until one more is allowed; zero when full. After a refusal, the time until a request can pass.
+    pub(crate) wait: Duration,
+}
+
+impl Standing {
+    /// `wait` in whole seconds, rounded up.
+    pub(crate) fn wait_seconds(&self) -> u64 {
+        self.wait.as_secs() + u64::from(self.wait.subsec_nanos() > 0)
+    }
+
+    /// Whether this one has relatively less left than the other.
+    pub(crate) fn is_scarcer_than(&self, other: &Self) -> bool {
+        u128::from(self.left) * u128::from(other.burst) < u128::from(other.left) * u128::from(self.burst)
+    }
+}
+
+/// One bucket of [`Buckets`], seen by governor; notes the `tat` that the decision left.
+struct Slot<'a> {
+    buckets: &'a Buckets,
+    key: u128,
+    capacity: u64,
+    now: u64,
+    tat: Cell<u64>,
+}
+
+impl StateStore for &Slot<'_> {
+    type Key = NotKeyed;
+
+    fn measure_and_replace<T, F, E>(&self, _: &NotKeyed, decide: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        self.buckets.update(self.key, self.capacity, self.now, |tat| {
+            // A refusal leaves `tat` as it was.
+            self.tat.set(tat.unwrap_or(self.now));
+            let (outcome, next) = decide(tat.map(Nanos::new))?;
+            self.tat.set(next.as_u64());
+            Ok((outcome, next.as_u64()))
+        })
+    }
+}
+
+/// A clock that was read by the caller: governor reads its start first (0, the origin of [`Buckets`]), then `now`.
+struct Given(Cell<u64>, u64);
+
+impl Clock for Given {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        Nanos::new(self.0.replace(self.1))
+    }
+}

@@ -1,0 +1,168 @@
+//! `rate_limit`: how much a caller may ask for.
+//!
+//! Each limit counts requests by the first of its selectors that a request has, in buckets that live in this process
+//! ([`Buckets`]) or in a Redis store that several gateways share ([`Store`]). Local decisions never wait; shared ones are
+//! one round trip per step and store, and become local ones when the store does not answer.
+
+mod buckets;
+mod compile;
+mod fields;
+mod gcra;
+mod homes;
+mod key;
+mod pending;
+#[cfg(feature = "redis")]
+mod redis;
+mod registry;
+#[cfg(feature = "redis")]
+mod store;
+#[cfg(not(feature = "redis"))]
+#[path = "store_off.rs"]
+mod store;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderMap, HeaderValue};
+
+pub use buckets::{Buckets, MAX_KEYS};
+pub use homes::Homes;
+pub use pending::PendingCheck;
+pub use registry::{Registry, Stores};
+pub use store::{Store, StoreObserver};
+
+use crate::error::Refusal;
+use crate::http::exchange::Exchange;
+use crate::http::selector::{IpKey, selector_value};
+use crate::units::Selector;
+use fields::Tally;
+use gcra::{Quota, Standing};
+use key::{LocalKey, SharedKey};
+
+/// The limits of one route, in order of evaluation.
+#[derive(Clone, Debug)]
+pub struct RateLimits(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// Those of the first step, then those that name `user`, then those by `global`.
+    limits: Vec<Limit>,
+    /// How many of them belong to the first step.
+    by_address: usize,
+    /// `policies[n]`: the field when n + 1 limits were evaluated.
+    policies: Vec<HeaderValue>,
+    registry: Arc<Registry>,
+}
+
+/// One limit, compiled.
+#[derive(Debug)]
+struct Limit {
+    name: Arc<str>,
+    /// `"name";r=`
+    label: Box<str>,
+    /// `"name";q=…;w=…`
+    policy: Box<str>,
+    by: Vec<Selector>,
+    quota: Quota,
+    local: LocalKey,
+    shared: Option<(Arc<Store>, SharedKey)>,
+}
+
+/// What a step of limits says about a request.
+#[derive(Debug)]
+pub enum Decision {
+    /// Allowed, and charged.
+    Pass,
+    /// 429.
+    Refused(Box<Refusal>),
+    /// A store has to be asked: await [`PendingCheck::finish`].
+    Remote(PendingCheck),
+}
+
+/// A request's bucket under one limit.
+#[derive(Clone, Copy, Debug)]
+struct Key {
+    local: u128,
+    shared: u128,
+}
+
+impl RateLimits {
+    /// The limits that name neither `user` nor `global`; before authentication.
+    pub fn check_address(&self, ex: &mut Exchange, headers: &HeaderMap, now: Instant) -> Decision {
+        self.check(0..self.0.by_address, ex, headers, now)
+    }
+
+    /// The limits that name `user`, then those by `global`; after authentication.
+    pub fn check_identity(&self, ex: &mut Exchange, headers: &HeaderMap, now: Instant) -> Decision {
+        self.check(self.0.by_address..self.0.limits.len(), ex, headers, now)
+    }
+
+    fn check(&self, step: Range<usize>, ex: &mut Exchange, headers: &HeaderMap, now: Instant) -> Decision {
+        let inner = &self.0;
+        if step.is_empty() {
+            return Decision::Pass;
+        }
+        let nanos = inner.registry.buckets.nanos(now);
+        let mut tally = Tally::resume(&inner.limits, step.start, ex.rate_fields.as_deref());
+        for index in step.clone() {
+            let Some(limit) = inner.limits.get(index) else { break };
+            let key = limit.key(ex, headers);
+            let outcome = match limit.up_store() {
+                Some(store) => match store.denied(key.shared, nanos) {
+                    Some(used) => Err(limit.quota.standing(used)),
+                    None => return Decision::Remote(PendingCheck::new(inner.clone(), index..step.end, tally, ex, headers, nanos)),
+                },
+                None => limit.decide_locally(&inner.registry.buckets, key, nanos),
+            };
+            match outcome {
+                Ok(standing) => tally.add(index, standing),
+                Err(standing) => return Decision::Refused(tally.refuse(index, standing, &inner.limits, &inner.policies, ex)),
+            }
+        }
+        tally.write(&inner.limits, &inner.policies, ex);
+        Decision::Pass
+    }
+}
+
+impl Limit {
+    /// The request's bucket: the first selector present, and which one it was; none present: its address.
+    fn key(&self, ex: &Exchange, headers: &HeaderMap) -> Key {
+        for (index, selector) in (0_u8..).zip(&self.by) {
+            if *selector == Selector::Ip {
+                return self.key_of(index, IpKey::of(ex.client_ip).as_bytes());
+            }
+            if let Some(value) = selector_value(selector, ex, headers) {
+                return self.key_of(index, &value);
+            }
+        }
+        self.key_of(u8::MAX, IpKey::of(ex.client_ip).as_bytes())
+    }
+
+    fn key_of(&self, selector: u8, value: &[u8]) -> Key {
+        let shared = self.shared.as_ref().map_or(0, |(_, key)| key.of(selector, value));
+        Key { local: self.local.of(selector, value), shared }
+    }
+
+    /// The store to ask, unless it is down.
+    fn up_store(&self) -> Option<&Arc<Store>> {
+        self.shared.as_ref().map(|(store, _)| store).filter(|store| store.is_up())
+    }
+
+    /// The quota of a decision in this process: all of it, or this gateway's part of a shared one.
+    fn local_quota(&self) -> Quota {
+        match &self.shared {
+            Some((store, _)) => self.quota.share(store.gateways()),
+            None => self.quota,
+        }
+    }
+
+    /// Decides in this process; `Err` is a refusal.
+    fn decide_locally(&self, buckets: &Buckets, key: Key, now: u64) -> Result<Standing, Standing> {
+        let quota = self.local_quota();
+        let (allowed, standing) = quota.decide(buckets, key.local, now);
+        // The fields speak about the limit as it is written.
+        let standing = Standing { burst: self.quota.burst(), ..standing };
+        if allowed { Ok(standing) } else { Err(standing) }
+    }
+}

@@ -1,0 +1,141 @@
+//! What limits keep over a reload: the buckets, the keys of their hashes, and the connections to stores.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use super::buckets::Buckets;
+use super::compile::once;
+use super::key::HashKeys;
+use super::store::{Store, StoreObserver};
+use crate::config::server::Redis;
+use crate::config::{At, Problems};
+
+/// Time for one pass of the sweep over all buckets.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// One per process; every snapshot holds it.
+#[derive(Debug, Default)]
+pub struct Registry {
+    pub(super) buckets: Buckets,
+    pub(super) hash_keys: HashKeys,
+    /// Stores that a snapshot holds, by all that identifies them.
+    stores: Mutex<Vec<(String, Redis, Weak<Store>)>>,
+}
+
+impl Registry {
+    /// An empty registry.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// All local buckets.
+    pub fn buckets(&self) -> &Buckets {
+        &self.buckets
+    }
+
+    /// Forgets full buckets in the background, a small part at a time, for as long as the registry lives.
+    /// Start it once, on the control runtime.
+    pub async fn sweep(registry: Weak<Self>) {
+        let parts = registry.upgrade().map_or(1, |registry| registry.buckets.parts());
+        let mut tick = tokio::time::interval(SWEEP / u32::try_from(parts).unwrap_or(1).max(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        for part in (0..parts).cycle() {
+            tick.tick().await;
+            let Some(registry) = registry.upgrade() else { return };
+            registry.buckets.sweep(part, Instant::now());
+        }
+    }
+}
+
+/// The stores of one configuration, by name. Holding it keeps their connections.
+#[derive(Clone, Debug, Default)]
+pub struct Stores {
+    /// `None`: defined, but broken; reported at its definition.
+    named: BTreeMap<String, Option<Arc<Store>>>,
+}
+
+impl Stores {
+    /// The stores of `config`: those that run unchanged are taken over, others begin to connect on `control`.
+    ///
+    /// It never waits and never fails because of a store that cannot be reached; only a wrong URL is a problem.
+    /// With `control: None` (checking a file) nothing is started. The control runtime has to stay responsive: a pause
+    /// longer than the store's `timeout` counts as a failure of the store.
+    pub fn start(
+        config: &BTreeMap<String, Redis>,
+        registry: &Registry,
+        control: Option<&Handle>,
+        observer: &StoreObserver,
+        problems: &mut Problems,
+    ) -> Self {
+        let mut running = registry.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|(_, _, store)| store.strong_count() > 0);
+        let mut named = BTreeMap::new();
+        for (name, redis) in config {
+            let same = |old: &Redis| old.url == redis.url && old.timeout == redis.timeout;
+            let kept = running.iter().filter(|(old_name, old, _)| old_name == name && same(old)).find_map(|(_, _, store)| store.upgrade());
+            let store = match kept {
+                Some(store) => Some(store),
+                None => {
+                    let opened = open(name, redis, control, observer, problems);
+                    if let (Some(store), Some(_)) = (&opened, control) {
+                        running.push((name.clone(), redis.clone(), Arc::downgrade(store)));
+                    }
+                    opened
+                }
+            };
+            named.insert(name.clone(), store);
+        }
+        Self { named }
+    }
+
+    /// The store that the limit at `at` names.
+    pub(super) fn find(&self, name: &str, at: &At, problems: &mut Problems) -> Option<Arc<Store>> {
+        if !cfg!(feature = "redis") {
+            once(
+                problems,
+                at.key("store"),
+                "this program was built without redis",
+                "leave `store` out: the limit then holds for this process",
+            );
+            return None;
+        }
+        match self.named.get(name) {
+            Some(store) => store.clone(),
+            None => {
+                let known: Vec<&str> = self.named.keys().map(String::as_str).collect();
+                let help = match known.as_slice() {
+                    [] => "define it under `redis:`, like `main: { url: \"redis://127.0.0.1:6379\" }`".to_owned(),
+                    known => format!("known under `redis:`: {}", known.join(", ")),
+                };
+                once(problems, at.key("store"), &format!("no redis store `{name}`"), &help);
+                None
+            }
+        }
+    }
+
+    /// Names, and whether each store answers.
+    pub fn states(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.named.iter().map(|(name, store)| (name.as_str(), store.as_ref().is_some_and(|store| store.is_up())))
+    }
+}
+
+#[cfg(feature = "redis")]
+fn open(name: &str, redis: &Redis, control: Option<&Handle>, observer: &StoreObserver, problems: &mut Problems) -> Option<Arc<Store>> {
+    match Store::open(name, redis, control, observer) {
+        Ok(store) => Some(store),
+        Err(wrong) => {
+            let help = "write redis://HOST:PORT, or rediss:// for TLS; a password goes before the host: redis://:PASSWORD@HOST:PORT";
+            once(problems, At::main("redis").key(name).key("url"), wrong, help);
+            None
+        }
+    }
+}
+
+#[cfg(not(feature = "redis"))]
+fn open(_: &str, _: &Redis, _: Option<&Handle>, _: &StoreObserver, _: &mut Problems) -> Option<Arc<Store>> {
+    // A store that no limit uses does no harm; one that is used is refused in `find`.
+    None
+}
