@@ -5,14 +5,21 @@
 //! The doc comments of the fields are the option reference: `docs/config.md` and the JSON Schema are generated from them.
 
 pub mod auth;
+pub mod dump;
 mod forms;
 pub mod load;
 pub mod problem;
+mod read;
 pub mod resolve;
 pub mod route;
 pub mod schema;
 pub mod server;
+mod substitute;
+mod suggest;
+mod syntax;
+mod tree;
 pub mod upstream;
+pub mod validate;
 pub mod watch;
 
 use std::collections::BTreeMap;
@@ -20,7 +27,9 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use dump::effective_json;
 pub use problem::{At, Problem, Problems};
+pub use suggest::suggest;
 
 /// One whole configuration, all files together.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -48,4 +57,14 @@ pub struct Config {
     pub defaults: route::Policy,
     /// The routes; what wins is decided by precedence, not by order.
     pub routes: Vec<route::Route>,
+    /// Places of values that could not be read and are missing here.
+    #[serde(skip)]
+    pub dropped: Vec<At>,
+}
+
+impl Config {
+    /// Whether something written at `at` or in it could not be read: then what is missing there is no further problem.
+    pub fn is_damaged(&self, at: &At) -> bool {
+        self.dropped.iter().any(|dropped| dropped.file == at.file && dropped.path.starts_with(&at.path))
+    }
 }

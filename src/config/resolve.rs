@@ -1,10 +1,18 @@
 //! Groups and inheritance flattened: one [`Route`] with everything that applies to it, in written order.
 
+mod checks;
+mod matching;
+mod policy;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::auth::AuthRule;
-use crate::config::route::{Aggregate, Cors, Headers, IpRules, Match, Mirror, RateLimit, Redirect, Respond, Retry, Rewrite, Split};
+use crate::config::route::{self, Aggregate, Cors, Headers, IpRules, Match, Mirror, RateLimit, Redirect, Respond, Retry, Rewrite, Split};
 use crate::config::{At, Config, Problems};
+
+use matching::Conditions;
+use policy::Inherited;
 
 /// One route with inheritance applied.
 #[derive(Clone, Debug)]
@@ -60,12 +68,112 @@ pub enum Target {
 
 /// Flattens `config.routes`. Everything that needs only the config itself is checked here: names, targets, "not supported yet", combinations.
 pub fn routes(config: &Config, problems: &mut Problems) -> Vec<Route> {
-    let _ = (config, problems);
-    todo!()
+    let mut inherited = Inherited::default();
+    inherited.apply(&config.defaults, &At::main("defaults"), config, problems);
+    let mut walk = Walk { config, problems, found: Vec::new() };
+    walk.list(&config.routes, &inherited, &Conditions::default());
+    let Walk { mut found, problems, .. } = walk;
+    name(&mut found, problems);
+    found.into_iter().map(|found| found.route).collect()
 }
 
 /// What 404 and 405 answers get: `headers` and `cors` of `defaults`.
 pub fn fallback_policy(config: &Config) -> (Vec<(Headers, At)>, Option<(Cors, At)>) {
-    let _ = config;
-    todo!()
+    let mut inherited = Inherited::default();
+    inherited.apply(&config.defaults, &At::main("defaults"), config, &mut Problems::default());
+    (inherited.headers, inherited.cors)
+}
+
+/// A flattened route whose name may still be missing.
+struct Unnamed {
+    route: Route,
+    written: bool,
+}
+
+struct Walk<'a> {
+    config: &'a Config,
+    problems: &'a mut Problems,
+    found: Vec<Unnamed>,
+}
+
+impl Walk<'_> {
+    fn list(&mut self, routes: &[route::Route], inherited: &Inherited, outer: &Conditions) {
+        for route in routes {
+            self.one(route, inherited, outer);
+        }
+    }
+
+    fn one(&mut self, route: &route::Route, inherited: &Inherited, outer: &Conditions) {
+        let mut inherited = inherited.clone();
+        inherited.apply(&policy::of(route), &route.at, self.config, self.problems);
+        inherited.apply_route(route, self.config, self.problems);
+        let conditions = outer.with(route, self.problems);
+        checks::not_supported(route, self.problems);
+        let targets = checks::targets(route);
+        if targets.len() != 1 {
+            self.report_targets(route, &targets);
+        }
+        if let Some(children) = &route.routes {
+            conditions.check_group(route, self.problems);
+            if let Some(name) = &route.name {
+                self.problems.error(route.at.key("name"), format!("a group has no name (\"{name}\")")).help("name the routes in it");
+            }
+            return self.list(children, &inherited, &conditions);
+        }
+        conditions.check_route(route, self.config, self.problems);
+        checks::rewrite(route, &conditions.matcher, self.problems);
+        if let Some(target) = checks::target(route, self.config, self.problems) {
+            let matcher = Match { short: route.matcher.short.clone(), ..conditions.matcher };
+            let flat = inherited.into_route(route, matcher, conditions.priority, target);
+            self.found.push(Unnamed { route: flat, written: route.name.is_some() });
+        }
+    }
+
+    fn report_targets(&mut self, route: &route::Route, targets: &[&str]) {
+        if !targets.is_empty() {
+            self.problems
+                .error(
+                    route.at.clone(),
+                    format!("a route has exactly one target, and this one has {}: {}", targets.len(), targets.join(", ")),
+                )
+                .help("keep one of them");
+        } else if !self.config.is_damaged(&route.at) {
+            self.problems
+                .error(route.at.clone(), "this route has no target")
+                .help("add one of upstream, split, aggregate, respond, redirect or routes");
+        }
+    }
+}
+
+/// Gives every route without a name its default one, and refuses equal written ones.
+fn name(found: &mut [Unnamed], problems: &mut Problems) {
+    let mut taken: BTreeMap<String, At> = BTreeMap::new();
+    for one in found.iter().filter(|one| one.written) {
+        if let Some(first) = taken.get(&one.route.name) {
+            let message = format!("the route name \"{}\" is used twice", one.route.name);
+            problems.error(first.key("name"), message.clone());
+            problems.error(one.route.at.key("name"), message).help("every route needs a name of its own");
+            continue;
+        }
+        taken.insert(one.route.name.clone(), one.route.at.clone());
+    }
+    let mut uses: BTreeMap<String, usize> = BTreeMap::new();
+    for one in found.iter().filter(|one| !one.written) {
+        *uses.entry(one.route.name.clone()).or_default() += 1;
+    }
+    for one in found.iter_mut().filter(|one| !one.written) {
+        let route = &mut one.route;
+        if uses.get(&route.name).is_some_and(|uses| *uses > 1) {
+            if let Some(host) = &route.matcher.host {
+                route.name = format!("{} {host}", route.name);
+            }
+        }
+        let base = route.name.clone();
+        let mut number = 2;
+        while taken.contains_key(&route.name) {
+            route.name = format!("{base} #{number}");
+            number += 1;
+        }
+        taken.insert(route.name.clone(), route.at.clone());
+    }
 }
