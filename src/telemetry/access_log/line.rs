@@ -1,0 +1,300 @@
+//! One entry as a line, written straight into a buffer: no allocation but the buffer's own.
+
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use http::{HeaderValue, Version};
+
+use super::escape::{escape, plain};
+use super::{Entry, Format};
+use crate::telemetry::time::Stamp;
+
+/// Appends the line of `entry`, its newline included.
+pub fn write(entry: &Entry, format: Format, stamp: &mut Stamp, out: &mut Vec<u8>) {
+    let mut line = Line { out, format };
+    line.begin(entry, stamp);
+    line.client(entry);
+    line.outcome(entry);
+    line.rest(entry);
+    line.end();
+}
+
+struct Line<'a> {
+    out: &'a mut Vec<u8>,
+    format: Format,
+}
+
+impl Line<'_> {
+    /// What stands in front: the time; in text also method, path and status, without keys.
+    fn begin(&mut self, entry: &Entry, stamp: &mut Stamp) {
+        match self.format {
+            Format::Json => {
+                self.out.extend_from_slice(b"{\"time\":\"");
+                stamp.write(entry.time, self.out);
+                self.out.push(b'"');
+            }
+            Format::Text => {
+                stamp.write(entry.time, self.out);
+                for value in [entry.method.as_str(), entry.target.path()] {
+                    self.out.push(b' ');
+                    self.quoted_if_needed(value.as_bytes(), |out| escape(value.as_bytes(), out));
+                }
+                self.out.push(b' ');
+                number(entry.status.into(), self.out);
+            }
+        }
+    }
+
+    fn client(&mut self, entry: &Entry) {
+        self.header("request_id", Some(&entry.request_id));
+        self.bare("client_ip", |out| ip(entry.client_ip, out));
+        self.bare("peer", |out| socket(entry.peer, out));
+        if self.format == Format::Json {
+            self.text("method", Some(entry.method.as_str()));
+        }
+        self.text("scheme", Some(entry.scheme.as_str()));
+        self.header("host", entry.host.as_ref());
+        if self.format == Format::Json {
+            self.text("path", Some(entry.target.path()));
+        }
+        if let Some(query) = entry.target.query().filter(|query| !query.is_empty()) {
+            self.scrubbed("query", query.as_bytes(), 0, &entry.secret_query);
+        }
+        self.text("protocol", Some(protocol(entry.protocol)));
+        if self.format == Format::Json {
+            self.number("status", entry.status.into());
+        }
+    }
+
+    fn outcome(&mut self, entry: &Entry) {
+        self.text("reason", entry.reason.map(crate::error::Reason::as_str));
+        self.text("route", entry.route.as_deref());
+        self.text("user", entry.user.as_deref());
+        self.text("auth_error", entry.auth_error);
+        self.text("rate_limit", entry.rate_limit.as_deref());
+        self.text("upstream", entry.upstream.as_deref());
+        self.text("endpoint", entry.endpoint.as_deref());
+        self.number("attempts", entry.attempts.into());
+        self.millis("duration_ms", entry.duration);
+        if let Some(time) = entry.upstream_time {
+            self.millis("upstream_ms", time);
+        }
+    }
+
+    fn rest(&mut self, entry: &Entry) {
+        self.number("bytes_in", entry.bytes_in);
+        self.number("bytes_out", entry.bytes_out);
+        self.key("complete");
+        self.out.extend_from_slice(if entry.complete { b"true" } else { b"false" });
+        self.header("parts", entry.parts.as_ref());
+        if let Some(status) = entry.grpc_status {
+            self.number("grpc_status", status.into());
+        }
+        self.text("tls", entry.tls);
+        self.header("user_agent", entry.user_agent.as_ref());
+        if let Some(referer) = entry.referer.as_ref().map(HeaderValue::as_bytes) {
+            // A page whose address has a credential is the referrer of what it loads.
+            let query = referer.iter().position(|byte| *byte == b'?').map_or(referer.len(), |at| at + 1);
+            self.scrubbed("referer", referer, query, &entry.secret_query);
+        }
+    }
+
+    fn end(&mut self) {
+        self.out.extend_from_slice(match self.format {
+            Format::Json => b"}\n",
+            Format::Text => b"\n",
+        });
+    }
+
+    fn key(&mut self, key: &str) {
+        match self.format {
+            Format::Json => {
+                self.out.extend_from_slice(b",\"");
+                self.out.extend_from_slice(key.as_bytes());
+                self.out.extend_from_slice(b"\":");
+            }
+            Format::Text => {
+                self.out.push(b' ');
+                self.out.extend_from_slice(key.as_bytes());
+                self.out.push(b'=');
+            }
+        }
+    }
+
+    /// A value that needs no escapes, as it is written by `write`.
+    fn bare(&mut self, key: &str, write: impl FnOnce(&mut Vec<u8>)) {
+        self.key(key);
+        match self.format {
+            Format::Json => {
+                self.out.push(b'"');
+                write(self.out);
+                self.out.push(b'"');
+            }
+            Format::Text => write(self.out),
+        }
+    }
+
+    fn number(&mut self, key: &str, value: u64) {
+        self.key(key);
+        number(value, self.out);
+    }
+
+    /// Milliseconds with three decimals.
+    fn millis(&mut self, key: &str, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.number(key, micros / 1000);
+        let decimals = micros % 1000;
+        let digit = |of: u64| b'0' + (of % 10) as u8;
+        self.out.extend_from_slice(&[b'.', digit(decimals / 100), digit(decimals / 10), digit(decimals)]);
+    }
+
+    fn header(&mut self, key: &str, value: Option<&HeaderValue>) {
+        if let Some(value) = value {
+            self.bytes(key, value.as_bytes());
+        }
+    }
+
+    fn text(&mut self, key: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.bytes(key, value.as_bytes());
+        }
+    }
+
+    fn bytes(&mut self, key: &str, value: &[u8]) {
+        self.value(key, value, |out| escape(value, out));
+    }
+
+    /// `value`, whose query begins at `query`, with `***` for the credentials in it.
+    fn scrubbed(&mut self, key: &str, value: &[u8], query: usize, secrets: &[String]) {
+        let (before, query) = value.split_at(query.min(value.len()));
+        self.value(key, value, |out| {
+            escape(before, out);
+            scrub(query, secrets, |piece| escape(piece, out));
+        });
+    }
+
+    fn value(&mut self, key: &str, raw: &[u8], write: impl FnOnce(&mut Vec<u8>)) {
+        self.key(key);
+        match self.format {
+            Format::Json => {
+                self.out.push(b'"');
+                write(self.out);
+                self.out.push(b'"');
+            }
+            Format::Text => self.quoted_if_needed(raw, write),
+        }
+    }
+
+    /// Text values are bare unless a reader could mistake them.
+    fn quoted_if_needed(&mut self, raw: &[u8], write: impl FnOnce(&mut Vec<u8>)) {
+        let quote = raw.is_empty() || raw.iter().any(|byte| !plain(*byte) || matches!(byte, b' ' | b'='));
+        if quote {
+            self.out.push(b'"');
+        }
+        write(self.out);
+        if quote {
+            self.out.push(b'"');
+        }
+    }
+}
+
+/// Gives `f` the pieces of `query`, with `***` for the values of parameters in `secrets`. A fragment, which only a referrer that breaks
+/// the rules has, counts as part of the last value.
+fn scrub<'q>(query: &'q [u8], secrets: &[String], mut f: impl FnMut(&'q [u8])) {
+    if secrets.is_empty() {
+        return f(query);
+    }
+    for (index, pair) in query.split(|byte| *byte == b'&').enumerate() {
+        if index > 0 {
+            f(b"&");
+        }
+        match pair.iter().position(|byte| *byte == b'=').map(|at| pair.split_at(at)) {
+            Some((name, _)) if secrets.iter().any(|secret| names(name, secret)) => {
+                f(name);
+                f(b"=***");
+            }
+            Some(_) | None => f(pair),
+        }
+    }
+}
+
+/// Whether the encoded `name` means the parameter `secret`. Case is ignored: a near miss is more likely a credential than not.
+fn names(name: &[u8], secret: &str) -> bool {
+    let mut rest = name;
+    let decoded = std::iter::from_fn(|| {
+        let (byte, length) = match rest {
+            [b'%', high, low, ..] => match (hex(*high), hex(*low)) {
+                (Some(high), Some(low)) => (high << 4 | low, 3),
+                (Some(_) | None, Some(_) | None) => (b'%', 1),
+            },
+            [b'+', ..] => (b' ', 1),
+            [byte, ..] => (*byte, 1),
+            [] => return None,
+        };
+        rest = rest.get(length..)?;
+        Some(byte.to_ascii_lowercase())
+    });
+    decoded.eq(secret.bytes().map(|byte| byte.to_ascii_lowercase()))
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_09 => "HTTP/0.9",
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_3 => "HTTP/3",
+        _ => "HTTP/1.1",
+    }
+}
+
+fn number(mut value: u64, out: &mut Vec<u8>) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    for digit in digits.iter_mut().rev() {
+        at -= 1;
+        *digit = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(at..).unwrap_or_default());
+}
+
+fn ip(address: IpAddr, out: &mut Vec<u8>) {
+    match address {
+        IpAddr::V4(address) => {
+            for (index, octet) in address.octets().into_iter().enumerate() {
+                if index > 0 {
+                    out.push(b'.');
+                }
+                number(octet.into(), out);
+            }
+        }
+        IpAddr::V6(address) => {
+            // Writing into memory cannot fail.
+            let _ = write!(out, "{address}");
+        }
+    }
+}
+
+fn socket(address: SocketAddr, out: &mut Vec<u8>) {
+    match address {
+        SocketAddr::V4(address) => ip((*address.ip()).into(), out),
+        SocketAddr::V6(address) => {
+            out.push(b'[');
+            ip((*address.ip()).into(), out);
+            out.push(b']');
+        }
+    }
+    out.push(b':');
+    number(address.port().into(), out);
+}
+
+#[cfg(test)]
+mod tests;
