@@ -7,5 +7,6 @@ pub mod headers;
 pub mod problem;
 pub mod target;
 pub mod template;
+pub mod websocket;
 
 pub use exchange::{Connection, Exchange, Host, Identity, Params, Scheme};
