@@ -3,6 +3,8 @@
 pub mod body;
 pub mod client_addr;
 pub mod exchange;
+pub mod grpc;
+pub mod grpc_web;
 pub mod headers;
 pub mod problem;
 pub mod target;
