@@ -5,10 +5,13 @@ pub mod client_addr;
 pub mod exchange;
 pub mod fields;
 pub mod fetch;
+pub mod grpc;
+pub mod grpc_web;
 pub mod headers;
 pub mod problem;
 pub mod selector;
 pub mod target;
 pub mod template;
+pub mod websocket;
 
 pub use exchange::{Connection, Exchange, Host, Identity, Params, Scheme};

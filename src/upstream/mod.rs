@@ -9,10 +9,13 @@ pub mod attempt;
 pub mod budget;
 mod compile;
 pub mod endpoint;
+mod flow;
+mod frames;
 pub mod pool;
 mod set;
 pub mod state;
 pub mod status;
+pub mod tunnel;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
