@@ -5,6 +5,10 @@
 //! The encoding depends on the place, never on the value, so a value cannot add a segment, a parameter or a field.
 
 mod encode;
+#[cfg(test)]
+pub(crate) mod sample;
+#[cfg(test)]
+mod tests;
 mod url;
 
 use std::borrow::Cow;

@@ -92,9 +92,9 @@ impl Split {
             if branch.weight == 0 {
                 continue;
             }
-            // The top 53 bits and a half: never 0 and never 1, so that the logarithm is finite and not 0.
+            // The top 52 bits and a half: exact in 53, never 0 and never 1, so that the logarithm is finite and not 0.
             #[allow(clippy::cast_precision_loss)]
-            let u = ((mix(key ^ branch.seed) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+            let u = ((mix(key ^ branch.seed) >> 12) as f64 + 0.5) / (1_u64 << 52) as f64;
             let score = -f64::from(branch.weight) / u.ln();
             if score > best.1 {
                 best = (index, score);
