@@ -11,6 +11,7 @@ use crate::config::auth::AuthRule;
 use crate::config::route::{self, Aggregate, Cors, Headers, IpRules, Match, Mirror, RateLimit, Redirect, Respond, Retry, Rewrite, Split};
 use crate::config::{At, Config, Problems};
 
+pub(super) use checks::later;
 use matching::Conditions;
 use policy::Inherited;
 

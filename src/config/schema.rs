@@ -1,1 +1,6 @@
-//! JSON Schema of `gateway.yaml` and the option reference `docs/config.md`, both generated from the config types.
+//! JSON Schema and option reference, generated from the configuration's types.
+
+/// The JSON Schema of `gateway.yaml`.
+pub fn json_schema() -> serde_json::Value {
+    schemars::schema_for!(super::Config).to_value()
+}

@@ -1,0 +1,313 @@
+//! The command line: `tollgate [OPTIONS] [COMMAND]`. Flags beat environment variables, these beat the file, the file beats defaults.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tollgate::config::Config;
+use tollgate::config::server::{Admin, Listener, LogLevel};
+
+/// Done; for `explain`: a route matched.
+pub const DONE: u8 = 0;
+/// A failure at run time: an address that cannot be bound, I/O.
+pub const FAILED: u8 = 1;
+/// A bad configuration, or bad usage.
+pub const BAD_CONFIG: u8 = 2;
+/// `explain` found no route.
+pub const NO_ROUTE: u8 = 3;
+
+/// A fast reverse-proxy API gateway: one binary, one YAML file.
+#[derive(Debug, Parser)]
+#[command(name = "tollgate", version = version_text(), max_term_width = 100, subcommand_required = false)]
+pub struct Cli {
+    /// What applies to every command.
+    #[command(flatten)]
+    pub options: Options,
+    /// What to do; `serve` if left out.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// The configuration file
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "GATEWAY_CONFIG",
+        default_value = "./gateway.yaml",
+        hide_env_values = true
+    )]
+    pub config: PathBuf,
+    /// Least severe level written: error, warn, info, debug or trace
+    #[arg(long, global = true, value_name = "LEVEL", env = "GATEWAY_LOG_LEVEL", hide_env_values = true, value_parser = log_level)]
+    pub log_level: Option<LogLevel>,
+    /// Listen here in clear text instead of on the file's listeners (repeatable)
+    #[arg(long, global = true, value_name = "ADDRESS", env = "GATEWAY_LISTEN", value_delimiter = ',', hide_env_values = true, value_parser = address)]
+    pub listen: Vec<String>,
+    /// Address of the admin listener
+    #[arg(long, global = true, value_name = "ADDRESS", env = "GATEWAY_ADMIN", hide_env_values = true, value_parser = address)]
+    pub admin: Option<String>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the gateway (the default)
+    Serve,
+    /// Try it: start three built-in backends and serve the example configuration
+    Demo,
+    /// Ask a running gateway's admin address for /ready: exit 0 or 1, for container health checks
+    Health,
+    /// Check the configuration and print all problems
+    Check,
+    /// Show which route a request takes, and why
+    Explain(Explain),
+    /// Print the JSON Schema of gateway.yaml
+    Schema,
+    /// API keys
+    #[command(subcommand)]
+    Key(Key),
+    /// Print version and commit
+    Version,
+}
+
+/// A request to explain.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// Its method
+    pub method: String,
+    /// Its URL, with scheme and host, or only a path
+    pub url: String,
+    /// A header of it, as 'name: value' (repeatable)
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    pub headers: Vec<String>,
+}
+
+/// What to do with API keys.
+#[derive(Debug, Subcommand)]
+pub enum Key {
+    /// Make a key: prints it, once, and the entry for the configuration
+    New(NewKey),
+}
+
+/// A key to make.
+#[derive(Debug, Args)]
+pub struct NewKey {
+    /// Who will hold it: letters, digits, `.`, `_` and `-`
+    #[arg(value_parser = key_id)]
+    pub id: String,
+    /// A scope it gets (repeatable)
+    #[arg(long = "scope", value_name = "SCOPE")]
+    pub scopes: Vec<String>,
+    /// Last day it is valid (UTC), like 2027-12-31
+    #[arg(long, value_name = "DATE", value_parser = date)]
+    pub expires: Option<String>,
+}
+
+impl Options {
+    /// Puts flags and environment over what the file says.
+    pub fn apply(&self, config: &mut Config) {
+        if let Some(level) = self.log_level {
+            config.log.level = level;
+        }
+        if !self.listen.is_empty() {
+            let listener = |address: &String| Listener { address: address.clone(), proxy_protocol: false, tls: None };
+            config.listeners = Some(self.listen.iter().map(listener).collect());
+        }
+        if let Some(address) = &self.admin {
+            config.admin.get_or_insert_with(Admin::default).address.clone_from(address);
+        }
+    }
+}
+
+/// `0.1.0 (COMMIT)`.
+pub fn version_text() -> &'static str {
+    static TEXT: std::sync::LazyLock<String> =
+        std::sync::LazyLock::new(|| format!("{} ({})", env!("CARGO_PKG_VERSION"), option_env!("TOLLGATE_COMMIT").unwrap_or("unknown")));
+    &TEXT
+}
+
+fn log_level(text: &str) -> Result<LogLevel, String> {
+    let levels = [
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+    let found = levels.into_iter().find(|(name, _)| *name == text).map(|(_, level)| level);
+    found.ok_or_else(|| "write error, warn, info, debug or trace".to_owned())
+}
+
+fn address(text: &str) -> Result<String, String> {
+    let parsed: Result<std::net::SocketAddr, _> = text.trim().parse();
+    parsed.map(|address| address.to_string()).map_err(|_| "write an IP address and a port, like 0.0.0.0:8080 or [::]:8080".to_owned())
+}
+
+fn key_id(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if text.is_empty() || text.len() > 64 || !text.chars().all(plain) {
+        return Err("write up to 64 letters, digits, `.`, `_` and `-`".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// A calendar date that exists.
+fn date(text: &str) -> Result<String, String> {
+    let wrong = || "write a date like 2027-12-31".to_owned();
+    let numbers: Vec<&str> = text.split('-').collect();
+    let [year, month, day] = numbers.as_slice() else { return Err(wrong()) };
+    let digits = |s: &str, len: usize| (s.len() == len && s.bytes().all(|b| b.is_ascii_digit())).then(|| s.parse::<u32>().ok()).flatten();
+    let (Some(year), Some(month), Some(day)) = (digits(year, 4), digits(month, 2), digits(day, 2)) else { return Err(wrong()) };
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days = match month {
+        4 | 6 | 9 | 11 => 30,
+        2 if leap => 29,
+        2 => 28,
+        1..=12 => 31,
+        _ => return Err(wrong()),
+    };
+    if (1..=days).contains(&day) { Ok(text.to_owned()) } else { Err(format!("{text} is not a day of the calendar")) }
+}
+
+/// `check`: prints all problems of the configuration.
+pub fn check(options: &Options) -> io::Result<ExitCode> {
+    use tollgate::config::{load, resolve, validate};
+    let mut loaded = load::load(&load::Source::File(options.config.clone()));
+    options.apply(&mut loaded.config);
+    let mut problems = std::mem::take(&mut loaded.problems);
+    validate::validate(&loaded.config, &mut problems);
+    let routes = resolve::routes(&loaded.config, &mut problems);
+    loaded.problems = problems;
+    report(&loaded, routes.len())
+}
+
+/// Prints the problems of `loaded`, or that there are none.
+pub fn report(loaded: &tollgate::config::load::Loaded, routes: usize) -> io::Result<ExitCode> {
+    let reports = loaded.reports();
+    let mut err = io::stderr().lock();
+    for report in &reports {
+        writeln!(err, "{report}\n")?;
+    }
+    let errors = reports.iter().filter(|report| !report.warning).count();
+    if errors > 0 {
+        writeln!(err, "{errors} problem{}", if errors == 1 { "" } else { "s" })?;
+        return Ok(ExitCode::from(BAD_CONFIG));
+    }
+    let files = loaded.files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>().join(", ");
+    writeln!(io::stdout(), "{files}: ok ({routes} routes, {} upstreams)", loaded.config.upstreams.len())?;
+    Ok(ExitCode::from(DONE))
+}
+
+/// `schema`: prints the JSON Schema of `gateway.yaml`.
+pub fn schema() -> io::Result<ExitCode> {
+    let schema = serde_json::to_string_pretty(&tollgate::config::schema::json_schema())?;
+    writeln!(io::stdout(), "{schema}")?;
+    Ok(ExitCode::from(DONE))
+}
+
+/// `version`: prints version and commit.
+pub fn version() -> io::Result<ExitCode> {
+    writeln!(io::stdout(), "tollgate {}", version_text())?;
+    Ok(ExitCode::from(DONE))
+}
+
+/// `key new`: prints a key and its entry.
+pub fn key_new(new: &NewKey) -> io::Result<ExitCode> {
+    let (key, entry) = make_key(new).map_err(|()| io::Error::other("the system gives no random numbers"))?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "key (shown only now; give it to {}):\n  {key}\n\nentry for `api_key.keys`:\n  {entry}", new.id)?;
+    Ok(ExitCode::from(DONE))
+}
+
+/// A fresh key and the entry that knows it.
+fn make_key(new: &NewKey) -> Result<(String, String), ()> {
+    use base64::Engine;
+    let mut secret = [0_u8; 32];
+    aws_lc_rs::rand::fill(&mut secret).map_err(|_| ())?;
+    let key = format!("tg_{}_{}", new.id, base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(secret));
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.as_bytes());
+    let hash = digest.as_ref().iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+    let quote = |text: &str| serde_json::Value::from(text).to_string();
+    let mut entry = format!("- {{ id: {}, sha256: \"{hash}\"", quote(&new.id));
+    if !new.scopes.is_empty() {
+        entry.push_str(&format!(", scopes: [{}]", new.scopes.iter().map(|scope| quote(scope)).collect::<Vec<_>>().join(", ")));
+    }
+    if let Some(expires) = &new.expires {
+        entry.push_str(&format!(", expires: {expires}"));
+    }
+    entry.push_str(" }");
+    Ok((key, entry))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_is_the_default_and_options_stand_before_or_behind_the_command() {
+        let cli = Cli::try_parse_from(["tollgate", "-c", "a.yaml", "--listen", "127.0.0.1:1", "--listen", "[::1]:2"]).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!(cli.options.config, PathBuf::from("a.yaml"));
+        assert_eq!(cli.options.listen, ["127.0.0.1:1", "[::1]:2"]);
+        let cli = Cli::try_parse_from(["tollgate", "check", "--config", "b.yaml", "--log-level", "debug"]).unwrap();
+        assert!(matches!(cli.command, Some(Command::Check)));
+        assert_eq!(cli.options.log_level, Some(LogLevel::Debug));
+    }
+
+    #[test]
+    fn explain_takes_headers() {
+        let cli = Cli::try_parse_from(["tollgate", "explain", "GET", "http://a/x", "-H", "a: b", "-H", "c: d"]).unwrap();
+        let Some(Command::Explain(explain)) = cli.command else { panic!("not explain") };
+        assert_eq!((explain.method.as_str(), explain.headers.len()), ("GET", 2));
+    }
+
+    #[test]
+    fn wrong_usage_exits_2() {
+        for wrong in [&["tollgate", "--listen", "localhost"][..], &["tollgate", "nonsense"], &["tollgate", "key", "new", "a b"]] {
+            assert_eq!(Cli::try_parse_from(wrong.iter()).unwrap_err().exit_code(), 2, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn flags_replace_what_the_file_says() {
+        let cli = Cli::try_parse_from(["tollgate", "--listen", "127.0.0.1:1", "--admin", "127.0.0.1:2"]).unwrap();
+        let mut config = Config::default();
+        cli.options.apply(&mut config);
+        assert_eq!(config.listeners.unwrap()[0].address, "127.0.0.1:1");
+        assert_eq!(config.admin.unwrap().address, "127.0.0.1:2");
+    }
+
+    #[test]
+    fn dates_must_exist() {
+        assert!(date("2028-02-29").is_ok());
+        for wrong in ["2027-02-29", "2027-13-01", "2027-1-1", "tomorrow", "2027-12-31-1"] {
+            assert!(date(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_key_and_its_entry_fit_and_no_two_keys_are_equal() {
+        let new = NewKey { id: "acme".to_owned(), scopes: vec!["orders:read".to_owned()], expires: Some("2027-12-31".to_owned()) };
+        let (key, entry) = make_key(&new).unwrap();
+        assert!(key.starts_with("tg_acme_") && key.len() == 8 + 43, "{key}");
+        assert_ne!(make_key(&new).unwrap().0, key);
+        let yaml = format!("authenticators:\n  a:\n    api_key:\n      keys:\n        {entry}\n");
+        let loaded = tollgate::config::load::load(&tollgate::config::load::Source::Text { yaml, dir: PathBuf::new() });
+        assert!(loaded.reports().is_empty(), "{:?}", loaded.reports());
+        let keys = &loaded.config.authenticators["a"].api_key.as_ref().unwrap().keys;
+        assert_eq!((keys[0].id.as_str(), keys[0].scopes.len(), keys[0].expires.as_deref()), ("acme", 1, Some("2027-12-31")));
+    }
+}
