@@ -3,5 +3,6 @@
 pub mod config;
 pub mod error;
 pub mod http;
+pub mod router;
 pub mod units;
 pub mod upstream;
