@@ -8,9 +8,12 @@ use super::path::{Step, without_parameter};
 use super::rule::{Condition, Host, Rule};
 use crate::config::{Problems, resolve};
 
+/// Priority, host and [`shape`]: only routes that agree in these can tie.
+type Meeting<'r> = (i32, &'r Host, String);
+
 /// Reports every tie at both routes, so that both lines are shown.
 pub(super) fn report(routes: &[resolve::Route], rules: &[Option<Rule>], problems: &mut Problems) {
-    let mut groups: HashMap<(i32, &Host, String), Vec<(usize, &Rule)>> = HashMap::new();
+    let mut groups: HashMap<Meeting<'_>, Vec<(usize, &Rule)>> = HashMap::new();
     for (index, rule) in rules.iter().enumerate() {
         let Some(rule) = rule else { continue };
         let earlier = groups.entry((rule.priority, &rule.host, shape(rule))).or_default();
