@@ -13,7 +13,7 @@ use crate::http::target::canonical_path;
 pub const BUILT_IN_NAMES: [&str; 7] = ["host", "path", "query", "scheme", "client_ip", "request_id", "user"];
 
 /// Most memory a compiled pattern may take.
-const REGEX_SIZE: usize = 1 << 20;
+const REGEX_SIZE: usize = 10 << 20;
 
 /// What is wrong, and what would be right.
 pub(super) type Wrong = (String, Cow<'static, str>);
@@ -96,7 +96,9 @@ impl Path {
                 Cow::Borrowed("the syntax is that of the Rust regex crate"),
             )
         };
-        Regex::new(text).map_err(|error| wrong(&error))?;
+        if may_leave_group(text) {
+            Regex::new(text).map_err(|error| wrong(&error))?;
+        }
         let regex = RegexBuilder::new(&format!("^(?:{text})$")).size_limit(REGEX_SIZE).build().map_err(|error| wrong(&error))?;
         let groups = regex.capture_names().flatten().map(Arc::from).collect();
         let source = text.strip_prefix('^').unwrap_or(text);
@@ -262,16 +264,27 @@ fn leading_literal(pattern: &str) -> &str {
 
 /// Whether there is a `|` outside of all groups and classes.
 fn has_alternatives(pattern: &str) -> bool {
+    outside(pattern, '|')
+}
+
+/// Whether the pattern might close the group that is put around it, so that it must be compiled alone first: `a)|(b`, or a comment that
+/// hides brackets from [`outside`].
+fn may_leave_group(pattern: &str) -> bool {
+    pattern.contains('#') || outside(pattern, ')')
+}
+
+/// Whether `wanted` stands outside of all groups and classes.
+fn outside(pattern: &str, wanted: char) -> bool {
     let (mut depth, mut class, mut escaped) = (0_usize, 0_usize, false);
     for character in pattern.chars() {
         match character {
             _ if escaped => escaped = false,
             '\\' => escaped = true,
+            _ if character == wanted && class == 0 && depth == 0 => return true,
             '[' => class += 1,
             ']' => class = class.saturating_sub(1),
             '(' if class == 0 => depth += 1,
             ')' if class == 0 => depth = depth.saturating_sub(1),
-            '|' if class == 0 && depth == 0 => return true,
             _ => {}
         }
     }

@@ -95,7 +95,8 @@ impl Rule {
             (first, _) => {
                 let place = route.at.key("match");
                 // The flattening of groups may have said so already.
-                if !problems.list().iter().any(|problem| problem.at.path.starts_with(&place.path) && problem.at.file == place.file) {
+                let places = [at("path"), at("prefix"), at("regex"), place.clone()];
+                if !problems.list().iter().any(|problem| places.contains(&problem.at)) {
                     let what = if first.is_some() { "more than one of" } else { "none of" };
                     problems.error(place, format!("the match has {what} `path`, `prefix` and `regex`")).help("write exactly one of them");
                 }
