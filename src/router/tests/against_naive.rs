@@ -1,6 +1,8 @@
 //! The router against a naive matcher, over generated routes and requests.
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
+use std::collections::HashMap;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use proptest::prelude::*;
@@ -69,6 +71,10 @@ fn generated_request() -> impl Strategy<Value = Request> {
 mod naive {
     use super::*;
 
+    thread_local! {
+        static REGEXES: RefCell<HashMap<String, regex::Regex>> = RefCell::default();
+    }
+
     fn literal_fits(written: &str, segment: &str) -> bool {
         written == segment || segment.split(';').next() == Some(written)
     }
@@ -94,7 +100,10 @@ mod naive {
             let prefix: Vec<&str> = prefix[1..].split('/').filter(|segment| !segment.is_empty()).collect();
             return prefix.len() <= segments.len() && segments_fit(&prefix, &segments[..prefix.len()]);
         }
-        let regex = regex::Regex::new(&format!("^(?:{})$", matcher.regex.as_ref().unwrap())).unwrap();
+        let text = matcher.regex.as_ref().unwrap();
+        let regex = REGEXES.with_borrow_mut(|known| {
+            known.entry(text.clone()).or_insert_with(|| regex::Regex::new(&format!("^(?:{text})$")).unwrap()).clone()
+        });
         let cut: Vec<&str> = segments.iter().map(|segment| segment.split(';').next().unwrap()).collect();
         regex.is_match(path) || regex.is_match(&format!("/{}", cut.join("/")))
     }
@@ -193,7 +202,7 @@ mod naive {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(250))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
     #[test]
     fn the_router_agrees_with_the_naive_matcher(
         routes in proptest::collection::vec(generated_route(), 1..14),
