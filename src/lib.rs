@@ -13,5 +13,6 @@ pub mod server;
 pub mod targets;
 pub mod telemetry;
 pub mod tls;
+pub mod router;
 pub mod units;
 pub mod upstream;

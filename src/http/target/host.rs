@@ -29,9 +29,8 @@ pub fn host(version: Version, headers: &HeaderMap, uri: &Uri) -> Result<Host, &'
         (Some(authority), line) => {
             match line {
                 Some(line) if version >= Version::HTTP_2 => {
-                    if !trim(line.as_bytes()).eq_ignore_ascii_case(authority.as_str().as_bytes()) {
-                        return Err(DIFFER);
-                    }
+                    let same = trim(line.as_bytes()).eq_ignore_ascii_case(authority.as_str().as_bytes());
+                    same.then_some(()).ok_or(DIFFER)?;
                 }
                 Some(line) => {
                     parse(line.as_bytes())?;
