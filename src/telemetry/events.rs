@@ -10,39 +10,41 @@ use std::sync::OnceLock;
 
 use tracing::{error, info, warn};
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::layer::{Layered, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, fmt as lines, reload};
 
 use crate::config::problem::Report;
 use crate::config::server::{LogFormat, LogLevel};
 
-/// The level in force, changeable while the process runs.
-static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
+type Filtered = Layered<reload::Layer<LevelFilter, Registry>, Registry>;
+type Lines = Box<dyn Layer<Filtered> + Send + Sync>;
 
-/// Starts the application log on standard error. Later calls only set the level: the format cannot change while the process runs.
-/// False if another subscriber is installed, as in a program that embeds the gateway: then that one decides.
+/// Level and form in force, changeable while the process runs.
+static LOG: OnceLock<(reload::Handle<LevelFilter, Registry>, reload::Handle<Lines, Filtered>)> = OnceLock::new();
+
+/// Starts the application log on standard error; later calls change level and form. False if another subscriber is installed, as in a
+/// program that embeds the gateway: then that one decides.
 pub fn init(level: LogLevel, format: LogFormat) -> bool {
-    if LEVEL.get().is_some() {
-        return set_level(level);
+    if let Some((filtering, writing)) = LOG.get() {
+        return filtering.reload(filter(level)).is_ok() && writing.reload(form(format)).is_ok();
     }
-    let (filter, handle) = reload::Layer::new(filter(level));
+    let (filtering, level) = reload::Layer::new(filter(level));
+    let (writing, format) = reload::Layer::new(form(format));
+    let installed = tracing_subscriber::registry().with(filtering).with(writing).try_init().is_ok();
+    installed && LOG.set((level, format)).is_ok()
+}
+
+fn form(format: LogFormat) -> Lines {
     let terminal = io::stderr().is_terminal();
     let text = match format {
         LogFormat::Auto => terminal,
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
-    let layer = lines::layer().with_writer(io::stderr);
-    let layer: Box<dyn Layer<_> + Send + Sync> =
-        if text { layer.with_ansi(terminal).boxed() } else { layer.json().flatten_event(true).with_current_span(false).boxed() };
-    let installed = tracing_subscriber::registry().with(filter).with(layer).try_init().is_ok();
-    installed && LEVEL.set(handle).is_ok()
-}
-
-/// Changes the level. False if [`init`] did not install the log.
-pub fn set_level(level: LogLevel) -> bool {
-    LEVEL.get().is_some_and(|handle| handle.reload(filter(level)).is_ok())
+    // Every event comes from this file, so its target says nothing.
+    let layer = lines::layer().with_writer(io::stderr).with_target(false);
+    if text { layer.with_ansi(terminal).boxed() } else { layer.json().flatten_event(true).with_current_span(false).boxed() }
 }
 
 const fn filter(level: LogLevel) -> LevelFilter {

@@ -39,7 +39,9 @@ fn date_and_hour(second: u64) -> [u8; 19] {
     let (year, month, day) = civil(second / 86_400);
     let in_day = second % 86_400;
     let mut text = *b"0000-00-00T00:00:00";
-    for (range, number) in [(0..4, year), (5..7, month), (8..10, day), (11..13, in_day / 3600), (14..16, in_day / 60 % 60), (17..19, in_day % 60)] {
+    for (range, number) in
+        [(0..4, year), (5..7, month), (8..10, day), (11..13, in_day / 3600), (14..16, in_day / 60 % 60), (17..19, in_day % 60)]
+    {
         digits(&mut text[range], number);
     }
     text
@@ -104,7 +106,11 @@ mod tests {
             let date = civil(day);
             let next_day = (before.0, before.1, before.2 + 1);
             let next_month = (before.0, before.1 + 1, 1);
-            assert!(date == next_day || date == next_month && before.2 >= 28 || date == (before.0 + 1, 1, 1) && before.1 == 12 && before.2 == 31);
+            assert!(
+                date == next_day
+                    || date == next_month && before.2 >= 28
+                    || date == (before.0 + 1, 1, 1) && before.1 == 12 && before.2 == 31
+            );
             before = date;
         }
     }

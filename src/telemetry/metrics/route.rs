@@ -133,10 +133,12 @@ impl RouteMetrics {
 
     fn collect_requests(&self, route: &str, scrape: &mut Scrape) {
         for (index, method) in METHODS.iter().enumerate() {
-            let mut sums = StatusSums::default();
-            for statuses in self.shards.used().filter_map(|shard| shard.methods.get(index)?.used()) {
-                statuses.add_to(&mut sums);
+            let mut used = self.shards.used().filter_map(|shard| shard.methods.get(index)?.used()).peekable();
+            if used.peek().is_none() {
+                continue;
             }
+            let mut sums = StatusSums::default();
+            used.for_each(|statuses| statuses.add_to(&mut sums));
             for (status, count) in sums.seen() {
                 scrape.count(Family::Requests, &[route, method, &status.to_string()], count);
             }
