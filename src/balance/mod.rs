@@ -5,8 +5,19 @@
 
 pub mod clock;
 pub mod ewma;
+pub mod hash;
+pub mod least_requests;
+pub mod p2c;
+pub mod random;
+pub mod round_robin;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod weighted;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+pub use hash::hash_key;
 
 /// What a balancer asks about the usable endpoints, by position.
 pub trait Candidates {
@@ -18,15 +29,21 @@ pub trait Candidates {
     fn latency(&self, position: usize) -> f32;
 }
 
-/// A counter that all workers share, alone on its cache line.
+/// Whose turn it is: a number that all workers share, alone on its cache line.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub struct Turn(pub AtomicUsize);
+pub struct Turn(AtomicUsize);
 
 impl Turn {
     /// The next number.
     pub fn next(&self) -> usize {
         self.0.fetch_add(1, Ordering::Relaxed)
+    }
+    fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+    fn set(&self, turn: usize) {
+        self.0.store(turn, Ordering::Relaxed);
     }
 }
 
@@ -48,13 +65,9 @@ pub enum Strategy {
         /// Most load of one endpoint relative to the mean.
         bounded_load: Option<f64>,
         /// The table of the last membership.
-        cache: TableCache,
+        cache: hash::TableCache,
     },
 }
-
-/// PLACEHOLDER
-#[derive(Clone, Debug, Default)]
-pub struct TableCache;
 
 impl Strategy {
     /// The word in the configuration.
@@ -75,17 +88,22 @@ impl Strategy {
     }
 }
 
-/// A usable endpoint, as the balancer is built from it.
+/// A usable endpoint, as a balancer is built from it.
 #[derive(Clone, Copy, Debug)]
 pub struct Usable<'a> {
     /// Its id.
-    pub id: &'a std::sync::Arc<str>,
-    /// Its place among all endpoints, usable or not.
-    pub index: usize,
+    pub id: &'a Arc<str>,
     /// Its weight, above 0.
     pub weight: u32,
     /// Its factor of slow start, 0.1 to 1.0.
     pub factor: f64,
+}
+
+impl Usable<'_> {
+    /// Weight × factor in thousandths, at least 1.
+    fn share(&self) -> u64 {
+        ((f64::from(self.weight) * self.factor * 1000.0).round() as u64).max(1)
+    }
 }
 
 /// What one pick depends on.
@@ -98,32 +116,71 @@ pub struct Ask<'a> {
     pub in_flight: u32,
 }
 
-/// Hash of a key for [`Ask::hash`]: XXH3-64, seed 0, so that all gateways and restarts agree.
-pub fn hash_key(key: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(key)
-}
-
-pub mod round_robin;
-
-/// PLACEHOLDER
+/// A strategy, ready for one set of usable endpoints.
 #[derive(Debug)]
 pub enum Balancer {
-    /// PLACEHOLDER
+    /// One after the other, over so many.
     RoundRobin(usize),
+    /// Smooth weighted round robin; also round robin during slow start.
+    Weighted(weighted::Smooth),
+    /// Fewest in flight per weight.
+    LeastRequests(least_requests::Shares),
+    /// The cheaper of two random ones.
+    P2c(p2c::Factors),
+    /// Uniform, or by share.
+    Random(random::Shares),
+    /// The same key on the same endpoint.
+    Hash(hash::Ring),
 }
+
 impl Balancer {
-    /// PLACEHOLDER
+    /// A balancer without endpoints.
     pub fn empty() -> Self {
         Self::RoundRobin(0)
     }
-    /// PLACEHOLDER
-    pub fn build(_: &Strategy, usable: &[Usable<'_>], _: &[(std::sync::Arc<str>, u32)], _: Option<&Self>) -> Self {
-        Self::RoundRobin(usable.len())
-    }
-    /// PLACEHOLDER
-    pub fn pick(&self, turn: &Turn, candidates: &impl Candidates, _: &Ask<'_>) -> Option<usize> {
-        match self {
-            Self::RoundRobin(len) => round_robin::pick(*len, turn, candidates),
+
+    /// A balancer over `usable`, in written order. `all` are the ids and weights of all endpoints, usable or not;
+    /// `previous` is the balancer before the change, whose running scores go on.
+    pub fn build(strategy: &Strategy, usable: &[Usable<'_>], all: &[(Arc<str>, u32)], previous: Option<&Self>) -> Self {
+        let slow = usable.iter().any(|endpoint| endpoint.factor < 1.0);
+        match strategy {
+            Strategy::RoundRobin if !slow => Self::RoundRobin(usable.len()),
+            Strategy::RoundRobin | Strategy::Weighted => {
+                let scores = match previous {
+                    Some(Self::Weighted(smooth)) => smooth.scores(),
+                    _other_kind_or_none => weighted::Scores::new(),
+                };
+                Self::Weighted(weighted::Smooth::new(usable, all, scores))
+            }
+            Strategy::LeastRequests => Self::LeastRequests(least_requests::Shares::new(usable)),
+            Strategy::P2c => Self::P2c(p2c::Factors::new(usable)),
+            Strategy::Random => Self::Random(random::Shares::new(usable, |endpoint| if slow { endpoint.share() } else { 1 })),
+            Strategy::ConsistentHash { bounded_load, cache } => Self::Hash(hash::Ring::new(usable, &cache.table(all), *bounded_load)),
         }
     }
+
+    /// Picks a position that fits; `None` if none does.
+    pub fn pick(&self, turn: &Turn, candidates: &impl Candidates, ask: &Ask<'_>) -> Option<usize> {
+        match self {
+            Self::RoundRobin(len) => round_robin::pick(*len, turn, candidates),
+            Self::Weighted(smooth) => smooth.pick(candidates),
+            Self::LeastRequests(shares) => shares.pick(turn, candidates),
+            Self::P2c(factors) => factors.pick(ask.random, candidates),
+            Self::Random(shares) => shares.pick(ask.random, candidates),
+            Self::Hash(ring) => ring.pick(candidates, ask),
+        }
+    }
+}
+
+/// A number below `len`, from 32 random bits, without division.
+fn below(bits: u32, len: usize) -> usize {
+    ((u64::from(bits) * len as u64) >> 32) as usize
+}
+
+/// Another random number from one that was used: the finaliser of SplitMix64.
+fn redraw(random: u64) -> u64 {
+    let z = random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }

@@ -9,7 +9,8 @@ use arc_swap::ArcSwap;
 use super::endpoint::parse_discover;
 use super::set::Set;
 use super::{Discover, Endpoint, EndpointSpec, Links, MakePool, Members, Rules, Upstream, UpstreamState};
-use crate::balance::{self, Strategy};
+use crate::balance::Strategy;
+use crate::balance::hash::TableCache;
 use crate::config::upstream::{self as config, Balance};
 use crate::config::{At, Problems};
 use crate::health::outlier;
@@ -37,7 +38,7 @@ impl Upstream {
         if config.discover.is_some() && !config.endpoints.is_empty() {
             problems.error(config.at.key("discover"), "`endpoints` and `discover` exclude each other").help("keep one of them");
         }
-        let (strategy, selectors) = read_balance(&config.balance, &config.at.key("balance"), problems);
+        let (strategy, selectors) = read_balance(&config.balance, &config.at.key("balance"), &state.tables, problems);
         let rules = read_rules(config, problems);
         let new_problems = &problems.list()[before..];
         if new_problems.iter().any(|problem| problem.severity == crate::config::problem::Severity::Error) {
@@ -152,7 +153,7 @@ fn read_discover(discover: &config::Discover, at: &At, problems: &mut Problems) 
     }
 }
 
-fn read_balance(balance: &Balance, at: &At, problems: &mut Problems) -> (Strategy, Vec<Selector>) {
+fn read_balance(balance: &Balance, at: &At, tables: &TableCache, problems: &mut Problems) -> (Strategy, Vec<Selector>) {
     match balance {
         Balance::RoundRobin => (Strategy::RoundRobin, Vec::new()),
         Balance::Weighted => (Strategy::Weighted, Vec::new()),
@@ -172,7 +173,7 @@ fn read_balance(balance: &Balance, at: &At, problems: &mut Problems) -> (Strateg
             if bounded_load.is_some_and(|factor| !factor.is_finite() || factor <= 1.0) {
                 problems.error(at.key("bounded_load"), "`bounded_load` must be above 1").help("write off or a factor like 1.25");
             }
-            (Strategy::ConsistentHash { bounded_load: *bounded_load, cache: balance::TableCache::default() }, key.clone())
+            (Strategy::ConsistentHash { bounded_load: *bounded_load, cache: tables.clone() }, key.clone())
         }
     }
 }

@@ -46,7 +46,7 @@ impl Set {
         let described: Vec<Usable<'_>> = usable
             .iter()
             .zip(&factors)
-            .map(|(endpoint, factor)| Usable { id: &endpoint.id, index: endpoint.index, weight: endpoint.weight, factor: *factor })
+            .map(|(endpoint, factor)| Usable { id: &endpoint.id, weight: endpoint.weight, factor: *factor })
             .collect();
         let all: Vec<(Arc<str>, u32)> = members.iter().map(|endpoint| (endpoint.id.clone(), endpoint.weight)).collect();
         let balancer = Balancer::build(strategy, &described, &all, old.map(|old| &old.balancer));

@@ -1,13 +1,14 @@
 //! What an upstream keeps over reloads, and who is told when it changes.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::budget::RetryBudget;
 use super::endpoint::{EndpointSpec, EndpointState};
 use crate::balance::Turn;
+use crate::balance::hash::TableCache;
 use crate::health::breaker::Breaker;
 
 /// Hears of changes; the metrics and the log stand behind it. Called from any thread, must not block.
@@ -56,7 +57,9 @@ pub struct UpstreamState {
     serving: AtomicU64,
     snapshots: AtomicU64,
     /// What the observer was last told about panic: 0 nothing, 1 no, 2 yes.
-    pub(super) told_panic: std::sync::atomic::AtomicU8,
+    pub(super) told_panic: AtomicU8,
+    /// The last table of `consistent_hash`.
+    pub(super) tables: TableCache,
     /// States of endpoints that some snapshot still holds.
     endpoints: Mutex<HashMap<Arc<str>, Weak<EndpointState>>>,
 }
@@ -80,7 +83,8 @@ impl UpstreamState {
             generation: AtomicU64::new(1),
             serving: AtomicU64::new(0),
             snapshots: AtomicU64::new(0),
-            told_panic: std::sync::atomic::AtomicU8::new(0),
+            told_panic: AtomicU8::new(0),
+            tables: TableCache::default(),
             endpoints: Mutex::default(),
         })
     }

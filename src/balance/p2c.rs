@@ -1,0 +1,107 @@
+//! Power of two choices: of two random endpoints the one with the lower peak EWMA latency × (in flight + 1).
+//!
+//! Two choices instead of the best of all: with many gateways, all would run to the same best one.
+
+use super::{Candidates, Usable, below, redraw};
+
+/// Factors of slow start, by which costs are divided.
+#[derive(Debug)]
+pub struct Factors(Vec<f32>);
+
+impl Factors {
+    /// The factor of each.
+    pub fn new(usable: &[Usable<'_>]) -> Self {
+        Self(usable.iter().map(|endpoint| endpoint.factor as f32).collect())
+    }
+
+    /// The cheaper of two distinct random positions that fit.
+    pub fn pick(&self, random: u64, candidates: &impl Candidates) -> Option<usize> {
+        let (high, low) = ((random >> 32) as u32, random as u32);
+        let len = self.0.len();
+        if len > 1 {
+            let (one, other) = distinct(high, low, len);
+            if candidates.fits(one) && candidates.fits(other) {
+                return Some(self.cheaper(one, other, candidates));
+            }
+        }
+        let fitting = || (0..len).filter(|position| candidates.fits(*position));
+        match fitting().count() {
+            0 => None,
+            1 => fitting().next(),
+            count => {
+                // Fresh bits: those at hand are known to point at one that does not fit.
+                let fresh = redraw(random);
+                let (one, other) = distinct((fresh >> 32) as u32, fresh as u32, count);
+                let (one, other) = (fitting().nth(one)?, fitting().nth(other)?);
+                Some(self.cheaper(one, other, candidates))
+            }
+        }
+    }
+
+    fn cheaper(&self, one: usize, other: usize, candidates: &impl Candidates) -> usize {
+        let cost = |position: usize| {
+            let factor = self.0.get(position).copied().unwrap_or(1.0);
+            candidates.latency(position) * (candidates.in_flight(position) as f32 + 1.0) / factor
+        };
+        if cost(other) < cost(one) { other } else { one }
+    }
+}
+
+/// Two distinct numbers below `len`, which is at least 2.
+fn distinct(high: u32, low: u32, len: usize) -> (usize, usize) {
+    let one = below(high, len);
+    let other = below(low, len - 1);
+    (one, if other >= one { other + 1 } else { other })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::testing::{Fake, histogram, ids, splitmix, usable};
+
+    fn picks(len: usize, fake: &Fake) -> Vec<u32> {
+        let factors = Factors::new(&usable(&ids(&vec![1; len])));
+        let mut seed = 3;
+        histogram(len, (0..30_000).filter_map(|_| factors.pick(splitmix(&mut seed), fake)))
+    }
+
+    #[test]
+    fn equal_costs_are_spread_evenly() {
+        assert!(picks(3, &Fake::default()).iter().all(|count| count.abs_diff(10_000) < 500));
+    }
+
+    #[test]
+    fn the_most_expensive_is_never_picked_and_the_cheapest_wins_each_of_its_pairs() {
+        let fake = Fake { latency: vec![0.1, 0.02, 0.05], ..Fake::default() };
+        let counts = picks(3, &fake);
+        assert_eq!(counts[0], 0);
+        assert!(counts[1].abs_diff(20_000) < 500, "{counts:?}");
+    }
+
+    #[test]
+    fn requests_in_flight_multiply_the_cost() {
+        let fake = Fake { latency: vec![0.01, 0.05], in_flight: vec![5, 0], ..Fake::default() };
+        assert_eq!(picks(2, &fake), [0, 30_000]);
+    }
+
+    #[test]
+    fn slow_start_makes_dearer() {
+        let all = ids(&[1, 1]);
+        let mut described = usable(&all);
+        described[0].factor = 0.1;
+        let factors = Factors::new(&described);
+        let fake = Fake { latency: vec![0.01, 0.05], ..Fake::default() };
+        assert_eq!(factors.pick(0, &fake), Some(1));
+        assert_eq!(factors.pick(u64::MAX, &fake), Some(1));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_out_without_favour() {
+        let counts = picks(4, &Fake { out: vec![2], ..Fake::default() });
+        assert_eq!(counts[2], 0);
+        assert!([0, 1, 3].iter().all(|position| counts[*position].abs_diff(10_000) < 500), "{counts:?}");
+        assert_eq!(picks(2, &Fake { out: vec![0], ..Fake::default() }), [0, 30_000]);
+        assert_eq!(picks(1, &Fake::default()), [30_000]);
+        assert_eq!(picks(2, &Fake { out: vec![0, 1], ..Fake::default() }), [0, 0]);
+    }
+}
