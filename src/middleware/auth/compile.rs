@@ -7,8 +7,13 @@ use std::sync::Arc;
 use http::Uri;
 use jsonwebtoken::Algorithm;
 
+use super::api_key::ApiKeys;
+use super::basic::{self, Basic, Users};
 use super::claims::Forward;
+use super::client_cert::{self, ClientCert};
+use super::errands::Errands;
 use super::failure::BEARER;
+use super::introspection::Introspection;
 use super::jwks::Jwks;
 use super::jwt::{Digest, Jwt, Keys, digest};
 use super::keys::{self, KeySet};
@@ -34,7 +39,7 @@ impl Authenticators {
         for (name, block) in written {
             let serving = registry.get(name).filter(|old| old.block == without_place(block));
             let mut found = Problems::default();
-            let new = Build { name, block, base, files: Vec::new(), problems: &mut found }.build();
+            let new = Build { name, block, base, errands: &registry.errands, files: Vec::new(), problems: &mut found }.build();
             let chosen = choose(name, block, new, serving, found, problems);
             by_name.insert(name.clone(), chosen);
         }
@@ -93,7 +98,8 @@ struct Build<'b> {
     name: &'b str,
     block: &'b config::Authenticator,
     base: &'b dyn Fn(&At, &str) -> PathBuf,
-    /// Contents of the files read.
+    errands: &'b Arc<Errands>,
+    /// Digests of the files read.
     files: Vec<u8>,
     problems: &'b mut Problems,
 }
@@ -121,7 +127,18 @@ impl Build<'_> {
             self.problems.error(block.at.clone(), words).help("write exactly one of jwt, api_key, introspection, basic, client_cert");
             return None;
         }
-        let parts = if let Some(jwt) = &block.jwt { self.jwt(jwt, &block.at.key("jwt")) } else { None }?;
+        let parts = if let Some(jwt) = &block.jwt {
+            self.jwt(jwt, &block.at.key("jwt"))
+        } else if let Some(api_key) = &block.api_key {
+            self.api_key(api_key, &block.at.key("api_key"))
+        } else if let Some(introspection) = &block.introspection {
+            self.introspection(introspection, &block.at.key("introspection"))
+        } else if let Some(basic) = &block.basic {
+            self.basic(basic, &block.at.key("basic"))
+        } else {
+            let forward = &block.client_cert.as_ref()?.forward;
+            Some(self.client_cert(forward, &block.at.key("client_cert")))
+        }?;
         let Parts { kind, places, keep, challenge } = parts;
         let files: Digest = digest(&self.files);
         Some(Authenticator { name: self.name.to_owned(), block: without_place(block), files, kind, places, keep, challenge })
@@ -171,6 +188,82 @@ impl Build<'_> {
         let keys = self.keys(jwt, &algorithms, at)?;
         let kind = Kind::Jwt(Arc::new(Jwt::new(jwt, algorithms, forward, keys)));
         Some(Parts { kind, places, keep: jwt.keep, challenge: BEARER.to_owned() })
+    }
+
+    fn api_key(&mut self, config: &config::ApiKey, at: &At) -> Option<Parts> {
+        let forward = Forward::compile(&config.forward, Some(&["id"]), &at.key("forward"), self.problems);
+        let places = self.places(&config.from, &at.key("from"));
+        let mut keys = ApiKeys::new(forward);
+        for (index, key) in config.keys.iter().enumerate() {
+            if let Err((member, message)) = keys.add(key) {
+                self.problems
+                    .error(at.key("keys").index(index).key(member), message)
+                    .help("`tollgate key new ID` prints a key and its entry");
+            }
+        }
+        match &config.keys_file {
+            Some(file) => self.keys_file(&mut keys, file, &at.key("keys_file"))?,
+            None if keys.len() == 0 && config.keys.is_empty() => {
+                let help = "`tollgate key new ID` prints a key and its entry";
+                self.problems.error(at.clone(), "neither `keys` nor `keys_file` is given").help(help);
+            }
+            None => {}
+        }
+        Some(Parts { kind: Kind::ApiKey(keys), places, keep: config.keep, challenge: r#"ApiKey realm="tollgate""#.to_owned() })
+    }
+
+    fn keys_file(&mut self, keys: &mut ApiKeys, file: &str, at: &At) -> Option<()> {
+        let content = self.read(at, file)?;
+        let list: Vec<config::Key> = match serde_yaml::from_slice(&content) {
+            Ok(list) => list,
+            // The parser's own words could quote a value.
+            Err(error) => {
+                let line = error.location().map(|location| format!(" (line {})", location.line())).unwrap_or_default();
+                let message = format!("`{file}` is not a list of keys{line}");
+                self.problems.error(at.clone(), message).help("each entry has `id` and `sha256`, and may have `scopes` and `expires`");
+                return None;
+            }
+        };
+        for (index, key) in list.iter().enumerate() {
+            if let Err((_, message)) = keys.add(key) {
+                self.problems.error(at.clone(), format!("`{file}`, entry {}: {message}", index + 1));
+            }
+        }
+        Some(())
+    }
+
+    fn introspection(&mut self, config: &config::Introspection, at: &At) -> Option<Parts> {
+        let forward = Forward::compile(&config.forward, None, &at.key("forward"), self.problems);
+        let places = self.places(&config.from, &at.key("from"));
+        if config.client_id.is_empty() {
+            self.problems.error(at.key("client_id"), "`client_id` is empty");
+        }
+        let url = self.url(&config.url, &at.key("url"))?;
+        let kind = Kind::Introspection(Introspection::new(self.name, config, url, forward, self.errands.clone())?);
+        Some(Parts { kind, places, keep: config.keep, challenge: BEARER.to_owned() })
+    }
+
+    fn basic(&mut self, config: &config::Basic, at: &At) -> Option<Parts> {
+        let forward = Forward::compile(&config.forward, Some(&["name"]), &at.key("forward"), self.problems);
+        let challenge = basic::challenge(&config.realm);
+        if challenge.is_none() {
+            self.problems.error(at.key("realm"), "`realm` has control characters");
+        }
+        let at = at.key("users_file");
+        let content = self.read(&at, &config.users_file)?;
+        let users = Users::parse(&content, &forward).map_err(|problems| {
+            for problem in problems {
+                self.problems.error(at.clone(), format!("`{}`, {problem}", config.users_file));
+            }
+        });
+        let kind = Kind::Basic(Box::new(Basic::new(forward, users.ok()?, self.errands.clone())?));
+        Some(Parts { kind, places: vec![Place::Scheme("basic")], keep: config.keep, challenge: challenge? })
+    }
+
+    fn client_cert(&mut self, forward: &BTreeMap<String, String>, at: &At) -> Parts {
+        let forward = Forward::compile(forward, Some(&client_cert::CLAIMS), &at.key("forward"), self.problems);
+        let kind = Kind::ClientCert(ClientCert::new(forward));
+        Parts { kind, places: vec![Place::Certificate], keep: true, challenge: r#"ClientCert realm="tollgate""#.to_owned() }
     }
 
     fn algorithms(&mut self, jwt: &config::Jwt, at: &At) -> Vec<Algorithm> {

@@ -80,6 +80,11 @@ impl Jwks {
         }
     }
 
+    /// Where they are.
+    pub(super) fn url(&self) -> &Uri {
+        &self.url
+    }
+
     /// The keys, unless there are none or they are too old.
     pub(super) fn current(&self, now: Instant) -> Option<Arc<Current>> {
         self.current.load_full().filter(|current| now.saturating_duration_since(current.fetched) < STALE)

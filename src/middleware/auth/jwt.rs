@@ -180,10 +180,10 @@ impl Jwt {
         if now >= expires + self.leeway {
             return Err(AuthError::Expired);
         }
-        if let Some(from) = claims.get("nbf") {
-            if from.as_f64().is_none_or(|from| from > now + self.leeway) {
-                return Err(AuthError::NotYetValid);
-            }
+        if let Some(from) = claims.get("nbf")
+            && from.as_f64().is_none_or(|from| from > now + self.leeway)
+        {
+            return Err(AuthError::NotYetValid);
         }
         if claims.get("iss").and_then(Value::as_str) != Some(self.issuer.as_str()) {
             return Err(AuthError::Issuer);

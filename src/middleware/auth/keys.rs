@@ -118,10 +118,10 @@ fn read_jwk(jwk: &Value, allowed: &[Algorithm]) -> Option<Key> {
     if jwk.get("use").is_some_and(|usage| usage == "enc") {
         return None;
     }
-    if let Some(operations) = jwk.get("key_ops").and_then(Value::as_array) {
-        if !operations.iter().any(|operation| operation == "verify") {
-            return None;
-        }
+    if let Some(operations) = jwk.get("key_ops").and_then(Value::as_array)
+        && !operations.iter().any(|operation| operation == "verify")
+    {
+        return None;
     }
     let (fits, key): (&[Algorithm], _) = match (text("kty")?, text("crv")) {
         ("RSA", _) => (RSA, DecodingKey::from_rsa_components(text("n")?, text("e")?)),

@@ -4,15 +4,23 @@
 //! (fetched keys, verified tokens, results of introspection and bcrypt) lives in the authenticator itself: one whose block and
 //! files did not change is taken over as it is from the [`Registry`].
 
+mod api_key;
+mod basic;
 mod chain;
 mod claims;
+mod client_cert;
 mod compile;
+mod errands;
 mod failure;
+mod introspection;
 mod jwks;
 mod jwt;
 mod keys;
+mod new_key;
 mod place;
 mod strict_json;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,12 +29,17 @@ use http::HeaderName;
 
 pub use chain::AuthChain;
 pub use failure::AuthError;
+pub use new_key::new_key;
 
 use crate::config::auth as config;
 use crate::http::exchange::ClientCertificate;
-use crate::http::fetch::ClientTls;
+use api_key::ApiKeys;
+use basic::Basic;
 use chain::{Answer, AwaitKeys};
 use claims::Forward;
+use client_cert::ClientCert;
+use errands::Errands;
+use introspection::Introspection;
 use jwt::{Digest, Jwt, Keys, Now, Rejection};
 use place::Place;
 
@@ -55,6 +68,10 @@ pub struct Authenticator {
 #[derive(Debug)]
 enum Kind {
     Jwt(Arc<Jwt>),
+    ApiKey(ApiKeys),
+    Introspection(Introspection),
+    Basic(Box<Basic>),
+    ClientCert(ClientCert),
 }
 
 /// All authenticators of one configuration.
@@ -64,16 +81,19 @@ pub struct Authenticators {
     registry: Registry,
 }
 
-/// Authenticators that serve now; the next configuration takes over those that did not change.
+/// Authenticators that serve now; the next configuration takes over those that did not change. One per process.
 #[derive(Clone, Debug, Default)]
-pub struct Registry(Arc<Mutex<BTreeMap<String, Arc<Authenticator>>>>);
+pub struct Registry {
+    serving: Arc<Mutex<BTreeMap<String, Arc<Authenticator>>>>,
+    errands: Arc<Errands>,
+}
 
 impl Registry {
     fn get(&self, name: &str) -> Option<Arc<Authenticator>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
     fn replace(&self, all: BTreeMap<String, Arc<Authenticator>>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = all;
+        *self.serving.lock().unwrap_or_else(PoisonError::into_inner) = all;
     }
 }
 
@@ -119,11 +139,12 @@ impl Authenticators {
     /// Begins to serve: call it when the configuration is accepted. Starts the background work on the control runtime and
     /// makes these the authenticators that the next configuration takes over from.
     pub fn start(&self, control: &tokio::runtime::Handle, observer: &Arc<dyn Observer>) -> Handle {
+        self.registry.errands.start(control, observer);
         let mut tasks = Vec::new();
         let mut serving = BTreeMap::new();
         for authenticator in self.all() {
             serving.insert(authenticator.name.clone(), authenticator.clone());
-            tasks.extend(authenticator.start(control, observer));
+            tasks.extend(authenticator.start(control, observer, &self.registry.errands));
         }
         self.registry.replace(serving);
         Handle(tasks)
@@ -134,47 +155,62 @@ impl Authenticator {
     fn jwt(&self) -> Option<&Arc<Jwt>> {
         match &self.kind {
             Kind::Jwt(jwt) => Some(jwt),
+            Kind::ApiKey(_) | Kind::Introspection(_) | Kind::Basic(_) | Kind::ClientCert(_) => None,
         }
     }
 
     /// Whether its credentials are bearer tokens, for challenges.
     fn is_bearer(&self) -> bool {
         match &self.kind {
-            Kind::Jwt(_) => true,
+            Kind::Jwt(_) | Kind::Introspection(_) => true,
+            Kind::ApiKey(_) | Kind::Basic(_) | Kind::ClientCert(_) => false,
         }
     }
 
     fn forward(&self) -> &Forward {
         match &self.kind {
             Kind::Jwt(jwt) => &jwt.forward,
+            Kind::ApiKey(keys) => &keys.forward,
+            Kind::Introspection(introspection) => introspection.forward(),
+            Kind::Basic(basic) => &basic.forward,
+            Kind::ClientCert(client_cert) => &client_cert.forward,
         }
     }
 
+    /// Judges a credential that was read from one of its places.
     fn verify(&self, credential: &str, digest: &Digest) -> Answer {
         match &self.kind {
             Kind::Jwt(jwt) => verify_token(jwt, credential, digest),
+            Kind::ApiKey(keys) => Answer::Now(keys.verify(digest, Now::read().unix)),
+            Kind::Introspection(introspection) => introspection.verify(credential, digest),
+            Kind::Basic(basic) => basic.verify(credential),
+            Kind::ClientCert(_) => Answer::Now(Err(AuthError::Missing)),
         }
     }
 
-    fn certificate(&self, _certificate: &Arc<ClientCertificate>) -> Answer {
-        Answer::Now(Err(AuthError::Missing))
-    }
-
-    fn start(self: &Arc<Self>, control: &tokio::runtime::Handle, observer: &Arc<dyn Observer>) -> Option<tokio::task::JoinHandle<()>> {
+    /// Judges a certificate that the listener verified.
+    fn certificate(&self, certificate: &ClientCertificate) -> Answer {
         match &self.kind {
-            Kind::Jwt(jwt) => match &jwt.keys {
-                Keys::Fixed(_) => None,
-                Keys::Fetched(jwks) => {
-                    let (jwks, observer, name) = (jwks.clone(), observer.clone(), self.name.clone());
-                    Some(control.spawn(async move {
-                        match ClientTls::system() {
-                            Ok(tls) => jwks.run(&name, &tls, &*observer).await,
-                            Err(error) => observer.jwks_fetched(&name, "failed", Some(&error.to_string())),
-                        }
-                    }))
-                }
-            },
+            Kind::ClientCert(client_cert) => Answer::Now(Ok(client_cert.identity(certificate))),
+            Kind::Jwt(_) | Kind::ApiKey(_) | Kind::Introspection(_) | Kind::Basic(_) => Answer::Now(Err(AuthError::Missing)),
         }
+    }
+
+    /// Starts what it does in the background, if anything.
+    fn start(
+        &self,
+        control: &tokio::runtime::Handle,
+        observer: &Arc<dyn Observer>,
+        errands: &Arc<Errands>,
+    ) -> Option<tokio::task::JoinHandle<()>> {
+        let Keys::Fetched(jwks) = &self.jwt()?.keys else { return None };
+        let (jwks, observer, errands, name) = (jwks.clone(), observer.clone(), errands.clone(), self.name.clone());
+        Some(control.spawn(async move {
+            match errands.tls(jwks.url()).await {
+                Ok(tls) => jwks.run(&name, &tls, &*observer).await,
+                Err(error) => observer.jwks_fetched(&name, "failed", Some(&error)),
+            }
+        }))
     }
 }
 
