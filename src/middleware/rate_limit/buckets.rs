@@ -14,8 +14,8 @@ use dashmap::mapref::entry::Entry;
 
 /// Most keys per process.
 pub const MAX_KEYS: usize = 1_000_000;
-/// Each part is bounded by itself, so that the search for a bucket to forget sees about 2,000 random ones, not a million.
-const PARTITIONS: usize = 512;
+/// Each part is bounded by itself, so that the search for a bucket to forget sees about 500 random ones, not a million.
+const PARTITIONS: usize = 2048;
 const KEYS_PER_PARTITION: usize = MAX_KEYS / PARTITIONS;
 
 /// The bounded map. One per process, shared by all snapshots.
@@ -73,7 +73,7 @@ impl Buckets {
     pub fn sweep(&self, part: usize, now: Instant) {
         let now = self.nanos(now);
         if let Some(partition) = self.partitions.get(part) {
-            partition.forget(|bucket| bucket.tat.load(Ordering::Relaxed) <= now);
+            partition.forget(|_, bucket| bucket.tat.load(Ordering::Relaxed) <= now);
         }
     }
 
@@ -150,17 +150,22 @@ impl Partition {
             if self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, place).is_ok() {
                 return;
             }
-            self.forget_nearest_to_full(now);
+            self.make_room(now);
         }
     }
 
-    fn forget_nearest_to_full(&self, now: u64) {
+    /// Forgets all full buckets, which makes room for many; if there is none, the one nearest to full.
+    fn make_room(&self, now: u64) {
         let mut nearest: Option<(u128, f64)> = None;
-        for bucket in self.map.iter() {
+        let forgotten = self.forget(|key, bucket| {
             let distance = bucket.distance(now);
             if nearest.is_none_or(|(_, least)| distance < least) {
-                nearest = Some((*bucket.key(), distance));
+                nearest = Some((key, distance));
             }
+            distance == 0.0
+        });
+        if forgotten > 0 {
+            return;
         }
         match nearest {
             Some((key, _)) => {
@@ -173,14 +178,16 @@ impl Partition {
         }
     }
 
-    fn forget(&self, full: impl Fn(&Bucket) -> bool) {
-        self.map.retain(|_, bucket| {
-            let keep = !full(bucket);
-            if !keep {
-                self.taken.fetch_sub(1, Ordering::Relaxed);
-            }
-            keep
+    /// Forgets the buckets that `forget` picks; how many.
+    fn forget(&self, mut forget: impl FnMut(u128, &Bucket) -> bool) -> usize {
+        let mut forgotten = 0;
+        self.map.retain(|key, bucket| {
+            let goes = forget(*key, bucket);
+            forgotten += usize::from(goes);
+            !goes
         });
+        self.taken.fetch_sub(forgotten, Ordering::Relaxed);
+        forgotten
     }
 }
 
