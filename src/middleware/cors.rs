@@ -320,3 +320,7 @@ fn once(problems: &mut Problems, at: At, message: String, help: &str) {
         problems.error(at, message).help(help);
     }
 }
+
+#[cfg(test)]
+#[path = "cors_tests.rs"]
+mod tests;

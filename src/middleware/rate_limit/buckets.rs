@@ -14,8 +14,8 @@ use dashmap::mapref::entry::Entry;
 
 /// Most keys per process.
 pub const MAX_KEYS: usize = 1_000_000;
-/// Each part is bounded by itself, so that the search for a bucket to forget sees about 2,000 random ones, not a million.
-const PARTITIONS: usize = 512;
+/// Each part is bounded by itself, so that the search for a bucket to forget sees about 500 random ones, not a million.
+const PARTITIONS: usize = 2048;
 const KEYS_PER_PARTITION: usize = MAX_KEYS / PARTITIONS;
 
 /// The bounded map. One per process, shared by all snapshots.
@@ -73,7 +73,7 @@ impl Buckets {
     pub fn sweep(&self, part: usize, now: Instant) {
         let now = self.nanos(now);
         if let Some(partition) = self.partitions.get(part) {
-            partition.forget(|bucket| bucket.tat.load(Ordering::Relaxed) <= now);
+            partition.forget(|_, bucket| bucket.tat.load(Ordering::Relaxed) <= now);
         }
     }
 
@@ -150,17 +150,22 @@ impl Partition {
             if self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, place).is_ok() {
                 return;
             }
-            self.forget_nearest_to_full(now);
+            self.make_room(now);
         }
     }
 
-    fn forget_nearest_to_full(&self, now: u64) {
+    /// Forgets all full buckets, which makes room for many; if there is none, the one nearest to full.
+    fn make_room(&self, now: u64) {
         let mut nearest: Option<(u128, f64)> = None;
-        for bucket in self.map.iter() {
+        let forgotten = self.forget(|key, bucket| {
             let distance = bucket.distance(now);
             if nearest.is_none_or(|(_, least)| distance < least) {
-                nearest = Some((*bucket.key(), distance));
+                nearest = Some((key, distance));
             }
+            distance == 0.0
+        });
+        if forgotten > 0 {
+            return;
         }
         match nearest {
             Some((key, _)) => {
@@ -173,14 +178,16 @@ impl Partition {
         }
     }
 
-    fn forget(&self, full: impl Fn(&Bucket) -> bool) {
-        self.map.retain(|_, bucket| {
-            let keep = !full(bucket);
-            if !keep {
-                self.taken.fetch_sub(1, Ordering::Relaxed);
-            }
-            keep
+    /// Forgets the buckets that `forget` picks; how many.
+    fn forget(&self, mut forget: impl FnMut(u128, &Bucket) -> bool) -> usize {
+        let mut forgotten = 0;
+        self.map.retain(|key, bucket| {
+            let goes = forget(*key, bucket);
+            forgotten += usize::from(goes);
+            !goes
         });
+        self.taken.fetch_sub(forgotten, Ordering::Relaxed);
+        forgotten
     }
 }
 
@@ -199,5 +206,79 @@ impl Hasher for Identity {
     }
     fn write_u128(&mut self, key: u128) {
         self.0 = key as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn key(n: u64) -> u128 {
+        let half = |salt: u64| u128::from(xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), salt));
+        half(1) << 64 | half(2)
+    }
+
+    fn set(buckets: &Buckets, key: u128, now: u64, tat: u64) {
+        buckets.update::<(), ()>(key, 100 * SECOND, now, |_| Ok(((), tat))).unwrap();
+    }
+
+    #[test]
+    fn a_full_bucket_is_forgotten_and_others_stay() {
+        let origin = Instant::now();
+        let buckets = Buckets::new(origin);
+        for n in 0..1_000 {
+            set(&buckets, key(n), 0, if n % 2 == 0 { SECOND } else { 3 * SECOND });
+        }
+        assert_eq!(buckets.len(), 1_000);
+        for part in 0..buckets.parts() {
+            buckets.sweep(part, origin + Duration::from_secs(1));
+        }
+        assert_eq!(buckets.len(), 500);
+        assert_eq!(buckets.get(key(1)), Some(3 * SECOND));
+        assert_eq!(buckets.get(key(2)), None);
+    }
+
+    #[test]
+    fn a_decision_that_fails_leaves_nothing_behind() {
+        let buckets = Buckets::default();
+        assert_eq!(buckets.update(key(1), SECOND, 0, |_| Err::<((), u64), _>("no")), Err("no"));
+        assert!(buckets.is_empty() && buckets.get(key(1)).is_none());
+    }
+
+    #[test]
+    fn a_flood_of_new_keys_is_bounded_and_resets_no_throttled_one() {
+        let buckets = Buckets::default();
+        // Empty buckets, a hundred seconds from full, all over the map.
+        for n in 0..5_000 {
+            set(&buckets, key(n), 0, 100 * SECOND);
+        }
+        // More active keys than there is room for, each with one request of a hundred.
+        for n in 5_000..1_200_000 {
+            set(&buckets, key(n), 0, SECOND + n);
+        }
+        assert!(buckets.len() <= MAX_KEYS, "{}", buckets.len());
+        assert!(buckets.len() > MAX_KEYS * 9 / 10, "{}", buckets.len());
+        for n in 0..5_000 {
+            assert_eq!(buckets.get(key(n)), Some(100 * SECOND), "throttled key {n} was reset");
+        }
+    }
+
+    #[test]
+    fn parallel_inserts_never_pass_the_bound_and_the_count_stays_right() {
+        let buckets = Buckets::default();
+        std::thread::scope(|scope| {
+            for thread in 0..4_u64 {
+                let buckets = &buckets;
+                // All in one partition; half of the keys are those of another thread.
+                scope.spawn(move || (0..2_000).for_each(|n| set(buckets, u128::from(thread / 2 * 2_000 + n), 0, SECOND)));
+            }
+        });
+        let partition = buckets.partition(0);
+        assert_eq!(partition.map.len(), KEYS_PER_PARTITION);
+        assert_eq!(partition.taken.load(Ordering::Relaxed), KEYS_PER_PARTITION);
     }
 }

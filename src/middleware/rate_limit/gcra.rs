@@ -151,3 +151,87 @@ impl Clock for Given {
         Nanos::new(self.0.replace(self.1))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn quota(rate: &str, burst: u64) -> Quota {
+        Quota::new(rate.parse().unwrap(), burst).unwrap()
+    }
+
+    #[test]
+    fn what_cannot_be_counted_is_refused() {
+        let rate = |text: &str| text.parse::<Rate>().unwrap();
+        assert!(Quota::new(rate("1/s"), 0).is_err());
+        assert!(Quota::new(rate("1/s"), 1 << 32).is_err());
+        assert!(Quota::new(rate("1/d"), 36_600).is_ok());
+        assert!(Quota::new(rate("1/d"), 36_601).is_err());
+        assert!(Quota::new(rate("1000000000/s"), 1_000_000_000).is_ok());
+    }
+
+    #[test]
+    fn a_share_divides_rate_and_burst_but_leaves_at_least_one() {
+        let share = quota("10/s", 20).share(4);
+        assert_eq!((share.burst(), share.interval), (5, 400_000_000));
+        assert_eq!(quota("10/s", 3).share(4).burst(), 1);
+        assert_eq!(quota("10/s", 3).share(0).burst(), 3);
+    }
+
+    #[test]
+    fn the_standing_says_what_is_left_and_when_there_is_more() {
+        let quota = quota("10/s", 20);
+        let at = |ms: u64| {
+            let standing = quota.standing(ms * 1_000_000);
+            (standing.left, standing.wait.as_millis(), standing.wait_seconds())
+        };
+        assert_eq!(at(0), (20, 0, 0));
+        assert_eq!(at(100), (19, 100, 1));
+        assert_eq!(at(150), (18, 50, 1));
+        assert_eq!(at(2_000), (0, 100, 1));
+        assert_eq!(at(1_950), (0, 50, 1));
+    }
+
+    #[test]
+    fn scarcity_is_relative_to_the_burst() {
+        let standing = |left, burst| Standing { left, burst, wait: Duration::ZERO };
+        assert!(standing(12, 200).is_scarcer_than(&standing(1, 10)));
+        assert!(!standing(1, 10).is_scarcer_than(&standing(1, 10)));
+    }
+
+    proptest! {
+        /// The definition, in exact arithmetic: allowed if max(tat, now) + T − now ≤ burst · T.
+        #[test]
+        fn decisions_are_those_of_the_definition(
+            count in 1_u64..2_000,
+            burst in 1_u64..50,
+            steps in prop::collection::vec(0_u64..40_000_000, 1..200),
+        ) {
+            let quota = quota(&format!("{count}/s"), burst);
+            let buckets = Buckets::default();
+            let (interval, mut tat, mut now) = (1_000_000_000 / count, 0, 0);
+            for step in steps {
+                now += step;
+                let next = u64::max(tat, now) + interval;
+                let expected = next - now <= burst * interval;
+                let foreseen = quota.would_refuse(&buckets, 7, now);
+                let (allowed, standing) = quota.decide(&buckets, 7, now);
+                prop_assert_eq!(allowed, expected);
+                prop_assert_eq!(foreseen.is_some(), !expected);
+                if expected {
+                    tat = next;
+                }
+                let used = tat.saturating_sub(now);
+                prop_assert_eq!(standing.left, (burst * interval - used) / interval);
+                // After the wait, and not a nanosecond before, one more is allowed.
+                if !allowed {
+                    let wait = u64::try_from(standing.wait.as_nanos()).unwrap();
+                    prop_assert!(quota.would_refuse(&buckets, 7, now + wait - 1).is_some());
+                    prop_assert!(quota.would_refuse(&buckets, 7, now + wait).is_none());
+                }
+            }
+        }
+    }
+}

@@ -166,3 +166,6 @@ impl Limit {
         if allowed { Ok(standing) } else { Err(standing) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -237,3 +237,7 @@ fn gateway_id() -> u128 {
     let random = || u128::from(RandomState::new().hash_one(std::process::id()));
     random() << 64 | random()
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;
