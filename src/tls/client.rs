@@ -242,3 +242,7 @@ impl ServerCertVerifier for AcceptAny {
         PROVIDER.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

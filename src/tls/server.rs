@@ -216,3 +216,7 @@ pub fn client_certificate(connection: &ServerConnection) -> Option<ClientCertifi
     let fingerprint = x509::hex(digest(&SHA256, der).as_ref());
     Some(ClientCertificate { subject: summary.subject, san, serial: summary.serial, fingerprint })
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;
