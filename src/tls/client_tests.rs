@@ -91,3 +91,14 @@ async fn a_host_that_is_no_name_is_an_error_and_no_handshake() {
     let error = client.connect(tokio::io::duplex(1).0, "", false).await.err().unwrap();
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
 }
+
+#[tokio::test]
+async fn without_ca_only_public_authorities_are_trusted() {
+    let kit = Kit::new();
+    kit.issue_for("site", &["site.test"]);
+    let server = kit.good_server(&listener(&["site"]));
+    assert!(!system_roots().is_empty());
+    let (client, said) = kit.client(&UpstreamTls::default(), Protocol::Auto);
+    assert_eq!(said, []);
+    assert!(meet(&server, &client.unwrap(), "site.test").await.is_err());
+}
