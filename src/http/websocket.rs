@@ -111,7 +111,7 @@ impl WebSocket {
             return Answer::Invalid("the upstream switched to another protocol than websocket");
         }
         let expected = expected_accept(&self.key);
-        if !single(headers, &SEC_WEBSOCKET_ACCEPT).is_some_and(|accept| accept.as_bytes() == expected.as_bytes()) {
+        if single(headers, &SEC_WEBSOCKET_ACCEPT).is_none_or(|accept| accept.as_bytes() != expected.as_bytes()) {
             return Answer::Invalid("the upstream's Sec-WebSocket-Accept does not match the key");
         }
         Answer::Tunnel

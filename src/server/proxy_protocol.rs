@@ -1,10 +1,14 @@
 //! PROXY protocol, versions 1 and 2: the client's address as a load balancer in front saw it.
 //!
-//! A parser over the bytes received so far, without I/O. The caller asks only on connections from trusted addresses, keeps reading while the
-//! answer is [`Parsed::Incomplete`], and closes the connection on [`Parsed::NotProxy`] and [`Parsed::Invalid`].
+//! [`parse`] judges the bytes received so far, without I/O; [`read`] takes a header off a connection and not a byte more. Only connections from
+//! trusted addresses are asked for one; there it is required.
 //! Source: the PROXY protocol specification by HAProxy, sections 2.1 and 2.2.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 
 /// What the bytes so far are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +47,35 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     Parsed::NotProxy
 }
 
+/// Takes the header off a connection: the client's address, or `None` if the socket's own holds. What follows the header stays unread, for TLS
+/// or HTTP. No timeout of its own: it is part of `timeouts.handshake`.
+///
+/// # Errors
+/// If there is no header, a broken one, or the connection ends: it is to be closed.
+pub async fn read(stream: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+    let mut header = Vec::new();
+    let mut piece = [0u8; 256];
+    loop {
+        let count = stream.peek(&mut piece).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let before = header.len();
+        header.extend_from_slice(piece.get(..count).unwrap_or_default());
+        let (end, found) = match parse(&header) {
+            // All bytes of an incomplete header belong to it. Taking them makes the next look wait for new ones.
+            Parsed::Incomplete => (count, None),
+            Parsed::Header { source, consumed } => (consumed.saturating_sub(before), Some(source)),
+            Parsed::NotProxy => return Err(io::Error::new(io::ErrorKind::InvalidData, "a PROXY header is expected")),
+            Parsed::Invalid => return Err(io::Error::new(io::ErrorKind::InvalidData, "a malformed PROXY header")),
+        };
+        stream.read_exact(piece.get_mut(..end).unwrap_or_default()).await?;
+        if let Some(source) = found {
+            return Ok(source);
+        }
+    }
+}
+
 /// Whether `bytes` agrees with `signature` as far as both go.
 fn begins(bytes: &[u8], signature: &[u8]) -> bool {
     bytes.iter().zip(signature).all(|(a, b)| a == b)
@@ -72,11 +105,11 @@ fn v1_line(line: &str) -> Option<Option<SocketAddr>> {
         return Some(None);
     }
     let (source, destination) = (words.next()?, words.next()?);
-    let (source_port, destination_port) = (port(words.next()?)?, port(words.next()?)?);
+    let source_port = port(words.next()?)?;
+    port(words.next()?)?; // the destination's
     if words.next().is_some() {
         return None;
     }
-    let _ = destination_port;
     let source: IpAddr = match family {
         "TCP4" => {
             destination.parse::<Ipv4Addr>().ok()?;
@@ -273,6 +306,47 @@ mod tests {
         let whole = v2_bytes(0x21, 0x11, &[1; 20]);
         for end in 0..whole.len() {
             assert_eq!(parse(&whole[..end]), Parsed::Incomplete, "{end}");
+        }
+    }
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (client.unwrap(), accepted.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn exactly_the_header_is_taken_off_a_connection() {
+        let long = v2_bytes(0x21, 0x11, &[&[192, 0, 2, 1, 0, 0, 0, 0, 0, 9, 0, 0][..], &[0; 900]].concat());
+        for header in [b"PROXY TCP4 192.0.2.1 192.0.2.2 9 443\r\n".to_vec(), long] {
+            let (mut client, mut server) = connected().await;
+            let sender = tokio::spawn(async move {
+                for piece in [&header[..9], &header[9..20], &header[20..]] {
+                    tokio::io::AsyncWriteExt::write_all(&mut client, piece).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+                tokio::io::AsyncWriteExt::write_all(&mut client, b"GET /").await.unwrap();
+            });
+            assert_eq!(read(&mut server).await.unwrap(), Some("192.0.2.1:9".parse().unwrap()));
+            sender.await.unwrap();
+            let mut rest = Vec::new();
+            server.read_to_end(&mut rest).await.unwrap();
+            assert_eq!(rest, b"GET /");
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_without_a_whole_header_are_errors() {
+        for (text, kind) in [
+            ("GET / HTTP/1.1\r\n", io::ErrorKind::InvalidData),
+            ("PROXY NOPE\r\n", io::ErrorKind::InvalidData),
+            ("PROXY TCP4 1.2", io::ErrorKind::UnexpectedEof),
+            ("", io::ErrorKind::UnexpectedEof),
+        ] {
+            let (mut client, mut server) = connected().await;
+            tokio::io::AsyncWriteExt::write_all(&mut client, text.as_bytes()).await.unwrap();
+            drop(client);
+            assert_eq!(read(&mut server).await.unwrap_err().kind(), kind, "{text:?}");
         }
     }
 

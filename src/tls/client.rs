@@ -44,9 +44,8 @@ impl ClientTls {
         base: &dyn Fn(&At, &str) -> PathBuf,
         problems: &mut Problems,
     ) -> Option<Self> {
-        let mut files = Vec::new();
-        let verifier = verifier(config, at, base, &mut files, problems);
-        let identity = identity(config, at, base, &mut files, problems);
+        let verifier = verifier(config, at, base, problems);
+        let identity = identity(config, at, base, problems);
         let server_name = server_name(config, at, problems);
         let (verifier, identity, server_name) = (verifier?, identity?, server_name?);
         let builder = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER)).with_safe_default_protocol_versions();
@@ -62,7 +61,12 @@ impl ClientTls {
             Protocol::Http1 => vec![b"http/1.1".to_vec()],
             Protocol::H2 => vec![b"h2".to_vec()],
         };
-        Some(Self { connector: TlsConnector::from(Arc::new(running)), http1: TlsConnector::from(Arc::new(http1)), server_name, files })
+        Some(Self {
+            connector: TlsConnector::from(Arc::new(running)),
+            http1: TlsConnector::from(Arc::new(http1)),
+            server_name,
+            files: Self::paths(config, at, base),
+        })
     }
 
     /// The name that is sent as SNI and verified: `server_name`, else the endpoint's host (a name, or an IP literal without brackets).
@@ -93,7 +97,13 @@ impl ClientTls {
         Ok((stream, alpn))
     }
 
-    /// The files that were read: a change in one of them is a reload.
+    /// All files a configuration names, whether they can be read or not: a change in one of them is a reload.
+    pub fn paths(config: &UpstreamTls, at: &At, base: &dyn Fn(&At, &str) -> PathBuf) -> Vec<PathBuf> {
+        let files = [("ca", &config.ca), ("cert", &config.cert), ("key", &config.key)];
+        files.into_iter().filter_map(|(key, written)| written.as_ref().map(|written| base(&at.key(key), written))).collect()
+    }
+
+    /// The [`paths`](Self::paths) it was built from.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
@@ -103,15 +113,11 @@ fn verifier(
     config: &UpstreamTls,
     at: &At,
     base: &dyn Fn(&At, &str) -> PathBuf,
-    files: &mut Vec<PathBuf>,
     problems: &mut Problems,
 ) -> Option<Arc<dyn ServerCertVerifier>> {
     let ca = config.ca.as_ref().map(|written| {
         let ca_at = at.key("ca");
-        let path = base(&ca_at, written);
-        let loaded = certs::load_roots(&path);
-        files.push(path);
-        match loaded {
+        match certs::load_roots(&base(&ca_at, written)) {
             Ok((roots, _)) => Some(Arc::new(roots)),
             Err(wrong) => {
                 problems.error(ca_at, wrong.message).help(wrong.help);
@@ -139,7 +145,6 @@ fn identity(
     config: &UpstreamTls,
     at: &At,
     base: &dyn Fn(&At, &str) -> PathBuf,
-    files: &mut Vec<PathBuf>,
     problems: &mut Problems,
 ) -> Option<Option<SingleCertAndKey>> {
     let (cert, key) = match (&config.cert, &config.key) {
@@ -156,7 +161,6 @@ fn identity(
     };
     let (cert_at, key_at) = (at.key("cert"), at.key("key"));
     let paths = [base(&cert_at, cert), base(&key_at, key)];
-    files.extend(paths.clone());
     match certs::load_pair(&paths[0], &paths[1]) {
         Ok(pair) => {
             if let Some(message) = certs::out_of_date(&pair.summary, certs::unix_now()) {
@@ -242,3 +246,7 @@ impl ServerCertVerifier for AcceptAny {
         PROVIDER.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

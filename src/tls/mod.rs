@@ -7,6 +7,8 @@ pub mod certs;
 pub mod client;
 pub mod resolver;
 pub mod server;
+#[cfg(test)]
+mod testing;
 pub mod x509;
 
 use std::sync::{Arc, LazyLock};

@@ -78,9 +78,19 @@ impl ServerTls {
             None => or_report(rustls::crypto::aws_lc_rs::Ticketer::new(), at, "session tickets cannot be set up", problems)?,
         };
         let running = or_report(build(config.min_version, &pairs, clients.as_ref(), &tickets), at, "TLS cannot be set up", problems)?;
-        let mut files: Vec<PathBuf> = pairs.iter().flat_map(|loaded| loaded.paths.clone()).collect();
-        files.extend(clients.as_ref().map(|clients| clients.path.clone()));
+        let files = Self::paths(config, at, base);
         Some(Self { config: Arc::new(running), pairs, clients, tickets, files })
+    }
+
+    /// All files a configuration names, whether they can be read or not: a change in one of them is a reload.
+    pub fn paths(config: &ListenerTls, at: &At, base: &dyn Fn(&At, &str) -> PathBuf) -> Vec<PathBuf> {
+        let mut paths = Vec::new();
+        for (index, pair) in config.certificates.iter().enumerate() {
+            let at = at.key("certificates").index(index);
+            paths.extend([base(&at.key("cert"), &pair.cert), base(&at.key("key"), &pair.key)]);
+        }
+        paths.extend(config.client_ca.as_ref().map(|ca| base(&at.key("client_ca"), ca)));
+        paths
     }
 
     /// For `tokio_rustls::TlsAcceptor::from`: one per handshake, so that a swap holds from the next one on.
@@ -91,7 +101,7 @@ impl ServerTls {
     pub fn certificates(&self) -> impl Iterator<Item = CertificateInfo> + '_ {
         self.pairs.iter().map(|loaded| CertificateInfo { label: loaded.written.cert.clone(), not_after: loaded.pair.summary.not_after })
     }
-    /// The files that were read: a change in one of them is a reload.
+    /// The [`paths`](Self::paths) it was built from.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
@@ -216,3 +226,7 @@ pub fn client_certificate(connection: &ServerConnection) -> Option<ClientCertifi
     let fingerprint = x509::hex(digest(&SHA256, der).as_ref());
     Some(ClientCertificate { subject: summary.subject, san, serial: summary.serial, fingerprint })
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -263,11 +263,11 @@ fn string(element: Element<'_>) -> Option<String> {
         0x0c => std::str::from_utf8(value).ok().map(str::to_owned),
         0x12 | 0x13 | 0x16 | 0x1a => value.is_ascii().then(|| value.iter().map(|&byte| char::from(byte)).collect()),
         0x14 => Some(value.iter().map(|&byte| char::from(byte)).collect()), // T.61 is Latin-1 in practice
-        0x1e if value.len() % 2 == 0 => {
+        0x1e if value.len().is_multiple_of(2) => {
             let units = value.chunks_exact(2).map(|pair| pair.iter().fold(0u16, |sum, &byte| sum << 8 | u16::from(byte)));
             char::decode_utf16(units).collect::<Result<_, _>>().ok()
         }
-        0x1c if value.len() % 4 == 0 => {
+        0x1c if value.len().is_multiple_of(4) => {
             value.chunks_exact(4).map(|unit| char::from_u32(unit.iter().fold(0u32, |sum, &byte| sum << 8 | u32::from(byte)))).collect()
         }
         _ => None,

@@ -130,13 +130,18 @@ impl Clock {
         }
         let Some(timer) = &mut self.timer else { return Poll::Pending };
         while timer.as_mut().poll(cx).is_ready() {
-            match self.idle {
-                Some(idle) if self.last.elapsed() < idle => timer.as_mut().reset(self.last + idle),
-                Some(_) | None => return Poll::Ready(()),
+            match self.idle.and_then(|idle| later(self.last, idle, Instant::now())) {
+                Some(deadline) => timer.as_mut().reset(deadline),
+                None => return Poll::Ready(()),
             }
         }
         Poll::Pending
     }
+}
+
+/// When a tunnel that moved `last` is idle; `None` if it already is.
+fn later(last: Instant, idle: Duration, now: Instant) -> Option<Instant> {
+    last.checked_add(idle).filter(|deadline| now < *deadline)
 }
 
 /// Both directions.

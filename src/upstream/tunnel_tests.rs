@@ -121,6 +121,28 @@ async fn a_tunnel_without_a_byte_ends_after_the_idle_timeout() {
     assert_eq!(rest(&mut rig.upstream).await, b"x");
 }
 
+#[test]
+fn the_idle_timeout_counts_from_the_last_byte() {
+    let (last, idle) = (Instant::now(), Duration::from_secs(300));
+    let at = |seconds| last + Duration::from_secs(seconds);
+    assert_eq!(later(last, idle, at(0)), Some(at(300)));
+    assert_eq!(later(last, idle, at(299)), Some(at(300)));
+    assert_eq!(later(last, idle, at(300)), None);
+}
+
+#[tokio::test]
+async fn what_a_stream_buffers_is_flushed_without_waiting_for_more() {
+    let (mut client, near) = duplex(4096);
+    let (mut upstream, far) = duplex(4096);
+    let tunnel = tokio::spawn(run(tokio::io::BufStream::new(near), tokio::io::BufStream::new(far), plain()));
+    client.write_all(&frame(2, true)).await.unwrap();
+    assert_eq!(exactly(&mut upstream, 8).await, frame(2, true));
+    upstream.write_all(&frame(2, false)).await.unwrap();
+    assert_eq!(exactly(&mut client, 4).await, frame(2, false));
+    drop((client, upstream));
+    assert_eq!(tunnel.await.unwrap().cause, Cause::Closed);
+}
+
 #[tokio::test]
 async fn a_sink_that_takes_nothing_is_idle_too_and_the_source_is_held_back() {
     let mut rig = rig(16, Some(Duration::from_millis(20)), false);
@@ -179,11 +201,25 @@ async fn a_reset_on_one_side_closes_the_other_after_what_was_sent_before() {
 
 #[tokio::test]
 async fn an_upstream_that_takes_no_more_still_has_its_last_words_delivered() {
-    let (mut end, near) = duplex(64);
+    let (mut end, near) = duplex(4);
     end.write_all(b"late").await.unwrap();
     let upstream = Failing { read: Poll::Pending, data: b"policy violation" };
-    assert_eq!(run(near, upstream, plain()).await, TunnelEnd { cause: Cause::UpstreamReset, from_client: 0, from_upstream: 16 });
-    assert_eq!(rest(&mut end).await, b"policy violation");
+    let tunnel = tokio::spawn(run(near, upstream, plain()));
+    assert_eq!(rest(&mut end).await, b"policy violation", "although the client takes four bytes at a time");
+    assert_eq!(tunnel.await.unwrap(), TunnelEnd { cause: Cause::UpstreamReset, from_client: 0, from_upstream: 16 });
+}
+
+#[tokio::test]
+async fn a_drained_tunnel_takes_what_still_comes_so_that_no_reset_overtakes_the_goodbye() {
+    let mut rig = rig(64, None, true);
+    rig.drain();
+    assert_eq!(rest(&mut rig.client).await, [0x88, 2, 0x03, 0xe9]);
+    rig.client.write_all(&pattern(4096)).await.unwrap();
+    rest(&mut rig.upstream).await;
+    rig.upstream.write_all(&pattern(4096)).await.unwrap();
+    drop((rig.client, rig.upstream));
+    let end = rig.tunnel.await.unwrap();
+    assert_eq!(end, TunnelEnd { cause: Cause::Drained, from_client: 8, from_upstream: 4 });
 }
 
 #[tokio::test]
