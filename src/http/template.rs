@@ -319,12 +319,20 @@ impl Template {
         }
         let mut out = Vec::with_capacity(64);
         for piece in &self.pieces {
+            let start = out.len();
             match piece {
-                Piece::Text(text) => out.extend_from_slice(text.as_bytes()),
+                Piece::Text(text) => {
+                    out.extend_from_slice(text.as_bytes());
+                    continue;
+                }
                 Piece::Value(value) => match value.find(exchange.into())? {
                     Found::Encoded(text) => encode::push_decoded(&mut out, text),
                     Found::Plain(text) => out.extend_from_slice(text.as_bytes()),
                 },
+            }
+            // The header type refuses all control characters but the tab.
+            if out.get(start..).is_some_and(|value| value.contains(&b'\t')) {
+                return None;
             }
         }
         HeaderValue::from_maybe_shared(bytes::Bytes::from(out)).ok()

@@ -172,3 +172,119 @@ fn report(problems: &mut Problems, at: At, message: String, help: Option<String>
     }
     problems.error(at, message).help = help;
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::http::template::sample::{exchange, params, with_claims, with_param};
+
+    fn map(entries: &[(&str, &str)]) -> BTreeMap<String, String> {
+        entries.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    fn ops(remove: &[&str], set: &[(&str, &str)], add: &[(&str, &str)]) -> HeaderOps {
+        HeaderOps { set: map(set), add: map(add), remove: remove.iter().map(|s| (*s).to_owned()).collect() }
+    }
+
+    fn request(ops: HeaderOps) -> (Headers, At) {
+        (Headers { request: ops, ..Headers::default() }, At::main("defaults").key("headers"))
+    }
+
+    fn compile(levels: &[(Headers, At)]) -> HeaderRules {
+        let mut problems = Problems::default();
+        let rules = HeaderRules::compile(levels, &params(&["id"]), &mut problems);
+        assert_eq!(problems.list(), []);
+        rules
+    }
+
+    fn headers(entries: &[(&'static str, &'static str)]) -> HeaderMap {
+        entries.iter().map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v))).collect()
+    }
+
+    fn after(rules: &HeaderRules, exchange: &Exchange, before: &[(&'static str, &'static str)]) -> Vec<String> {
+        let mut map = headers(before);
+        rules.request(exchange, &mut map);
+        let mut lines: Vec<String> = map.iter().map(|(k, v)| format!("{k}: {}", v.to_str().unwrap())).collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn each_level_removes_sets_and_adds_in_that_order() {
+        let rules = compile(&[
+            request(ops(&["x-a"], &[("X-A", "1"), ("x-b", "1")], &[("x-a", "2")])),
+            request(ops(&["x-b"], &[], &[("x-a", "3"), ("x-c", "{path}")])),
+        ]);
+        let lines = after(&rules, &exchange("/p"), &[("x-a", "client"), ("x-b", "client"), ("x-d", "kept")]);
+        assert_eq!(lines, ["x-a: 1", "x-a: 2", "x-a: 3", "x-c: /p", "x-d: kept"]);
+    }
+
+    #[test]
+    fn set_takes_away_the_clients_copy_even_without_a_value() {
+        let rules = compile(&[request(ops(&[], &[("x-tenant", "{claim:tenant}")], &[("x-other", "{claim:tenant}")]))]);
+        let before = [("x-tenant", "forged"), ("x_tenant", "forged")];
+        assert_eq!(after(&rules, &exchange("/"), &before), [""; 0]);
+        let ex = with_claims(exchange("/"), "u", &json!({"tenant": "acme"}));
+        assert_eq!(after(&rules, &ex, &before), ["x-other: acme", "x-tenant: acme"]);
+    }
+
+    #[test]
+    fn set_takes_away_all_underscore_twins() {
+        let rules = compile(&[request(ops(&[], &[("x-user-id", "{id}")], &[]))]);
+        let ex = with_param(exchange("/u/a%20b"), "id", "a%20b");
+        let before = [("x_user_id", "1"), ("x-user_id", "2"), ("x_user-id", "3"), ("x_user_idx", "4")];
+        assert_eq!(after(&rules, &ex, &before), ["x-user-id: a b", "x_user_idx: 4"]);
+        let rules = compile(&[request(ops(&[], &[("x_user", "1")], &[]))]);
+        assert_eq!(after(&rules, &ex, &[("x-user", "forged")]), ["x_user: 1"]);
+    }
+
+    #[test]
+    fn security_fills_gaps_only_and_hsts_needs_https() {
+        let rules =
+            compile(&[(Headers { security: true, response: ops(&["referrer-policy"], &[], &[]), ..Headers::default() }, At::default())]);
+        let mut map = headers(&[("x-frame-options", "SAMEORIGIN")]);
+        rules.response(&exchange("/"), &mut map, false);
+        assert_eq!(map, headers(&[("x-frame-options", "SAMEORIGIN"), ("x-content-type-options", "nosniff")]));
+        rules.response(&exchange("/"), &mut map, true);
+        assert_eq!(map["strict-transport-security"], "max-age=31536000");
+        let mut own = headers(&[("strict-transport-security", "max-age=1")]);
+        rules.response(&exchange("/"), &mut own, true);
+        assert_eq!(own["strict-transport-security"], "max-age=1");
+    }
+
+    #[test]
+    fn no_rules_are_empty() {
+        assert!(compile(&[]).is_empty());
+        assert!(compile(&[request(HeaderOps::default())]).is_empty());
+        assert!(!compile(&[request(ops(&["x"], &[], &[]))]).is_empty());
+    }
+
+    #[test]
+    fn fields_of_connection_and_framing_are_refused_once_each() {
+        let names = ["Connection", "content-length", "Transfer-Encoding", "host", "Upgrade", "TE", "trailer", "bad name"];
+        for name in names {
+            for ops in [ops(&[], &[(name, "x")], &[]), ops(&[], &[], &[(name, "x")]), ops(&[name], &[], &[])] {
+                let mut problems = Problems::default();
+                let level = request(ops);
+                HeaderRules::compile(std::slice::from_ref(&level), &[], &mut problems);
+                HeaderRules::compile(&[level], &[], &mut problems);
+                assert_eq!(problems.list().len(), 1, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn bad_values_and_names_written_twice_are_refused_at_their_place() {
+        let mut problems = Problems::default();
+        HeaderRules::compile(
+            &[request(ops(&[], &[("x-a", "{nope}"), ("x-b", "a\nb"), ("x-c", "1"), ("X-C", "2")], &[]))],
+            &[],
+            &mut problems,
+        );
+        let places: Vec<_> = problems.list().iter().map(|p| (p.at.path.last().cloned(), p.at.on_key)).collect();
+        let key = |k: &str| Some(crate::config::problem::Seg::Key(k.to_owned()));
+        assert_eq!(places, [(key("x-a"), false), (key("x-b"), false), (key("x-c"), true)]);
+    }
+}

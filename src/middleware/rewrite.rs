@@ -346,3 +346,6 @@ fn group<'t>(rest: &'t str, regex: &Regex, whole: &str) -> Result<(usize, &'t st
         (format!("`${name}` in `{whole}` is not a group of the regex"), help)
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -152,3 +152,89 @@ fn authority(text: &str) -> (&str, &str) {
     }
     (text, "")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::template::sample::{exchange, params, with_claims, with_param};
+
+    fn compile(to: &str, status: u16) -> Result<Redirect, String> {
+        let mut problems = Problems::default();
+        let written = route::Redirect { to: to.to_owned(), status };
+        let compiled = Redirect::compile(&written, &At::main("redirect"), &params(&["id", "*rest"]), &mut problems);
+        compiled.ok_or_else(|| problems.list().iter().map(|p| p.message.clone()).collect())
+    }
+
+    fn location(to: &str, exchange: &Exchange) -> Result<String, u16> {
+        let answer = compile(to, 308).unwrap().respond(exchange).map_err(|refusal| refusal.status().as_u16())?;
+        assert!(answer.1.is_empty());
+        assert_eq!((answer.0.status.as_u16(), &answer.0.headers[CONTENT_LENGTH]), (308, &HeaderValue::from_static("0")));
+        Ok(answer.0.headers[LOCATION].to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn the_clients_query_is_kept_unless_there_is_an_own_one() {
+        let ex = exchange("/a/b?x=1&y=%20");
+        assert_eq!(location("https://new.example.com{path}", &ex).unwrap(), "https://new.example.com/a/b?x=1&y=%20");
+        assert_eq!(location("https://new.example.com", &ex).unwrap(), "https://new.example.com?x=1&y=%20");
+        assert_eq!(location("/login?next={path}", &ex).unwrap(), "/login?next=%2Fa%2Fb");
+        assert_eq!(location("/x?", &ex).unwrap(), "/x");
+        assert_eq!(location("/x?{query}&z", &ex).unwrap(), "/x?x=1&y=%20&z");
+        assert_eq!(location("/x#top", &ex).unwrap(), "/x?x=1&y=%20#top");
+        assert_eq!(location("https://a.example?b=1", &exchange("/")).unwrap(), "https://a.example/?b=1");
+    }
+
+    #[test]
+    fn scheme_and_host_can_be_the_requests() {
+        let ex = exchange("/a");
+        assert_eq!(location("{scheme}://www.{host}{path}", &ex).unwrap(), "https://www.shop.example.com/a");
+        assert_eq!(location("https://{host}:8443{path}", &ex).unwrap(), "https://shop.example.com:8443/a");
+    }
+
+    #[test]
+    fn a_redirect_never_leads_where_the_request_says() {
+        for to in [
+            "https://{id}/",
+            "https://{id}.example.com/",
+            "https://example.com{rest}",
+            "https://example.com{id}",
+            "https://{claim:x}{path}",
+            "https://{host}{id}",
+            "//example.com/",
+            "{path}",
+            "{id}",
+            "javascript:alert(1)",
+            "https://u@{host}/",
+            "https:///x",
+            "https://a b/",
+            "x",
+        ] {
+            assert!(compile(to, 302).is_err(), "{to}");
+        }
+        let ex = with_param(exchange("/x/evil.example.com/y"), "rest", "evil.example.com/y");
+        assert_eq!(location("/{path}", &ex).unwrap(), "/x/evil.example.com/y", "`//host` would be another host");
+        assert_eq!(location("/{rest}", &ex).unwrap(), "/evil.example.com/y");
+        let ex = with_claims(exchange("/"), "u", &serde_json::json!({"c": "/evil.example.com"}));
+        assert_eq!(location("/{claim:c}", &ex).unwrap(), "/%2Fevil.example.com");
+    }
+
+    #[test]
+    fn a_host_that_is_none_is_a_bad_request() {
+        let mut ex = exchange("/a");
+        for (text, range) in [("", 0..0), ("evil.com/x", 0..10), ("a b", 0..3)] {
+            ex.host = crate::http::Host::new(None, HeaderValue::from_static(text), range);
+            assert_eq!(location("https://{host}{path}", &ex), Err(400), "{text}");
+        }
+    }
+
+    #[test]
+    fn missing_values_are_bad_requests_and_other_statuses_refused() {
+        assert_eq!(location("/u/{id}", &exchange("/")), Err(400));
+        for status in [200, 300, 304, 305, 306, 309] {
+            assert!(compile("/x", status).is_err(), "{status}");
+        }
+        for status in [301, 302, 303, 307, 308] {
+            assert!(compile("/x", status).is_ok(), "{status}");
+        }
+    }
+}

@@ -82,3 +82,52 @@ fn headers(written: &route::Respond, at: &At, problems: &mut Problems) -> Option
     }
     (problems.list().len() == before).then_some(headers)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::template::sample::exchange;
+
+    fn written(status: u16, headers: &[(&str, &str)], body: &str) -> route::Respond {
+        let headers = headers.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        route::Respond { status, headers, body: body.to_owned() }
+    }
+
+    fn compile(written: &route::Respond) -> Result<Respond, usize> {
+        let mut problems = Problems::default();
+        Respond::compile(written, &At::main("respond"), &mut problems).ok_or(problems.list().len())
+    }
+
+    #[test]
+    fn the_answer_is_as_written_with_a_type_and_a_length() {
+        let (parts, body) = compile(&written(201, &[("X-A", "b")], "héllo")).unwrap().respond(&exchange("/"));
+        assert_eq!((parts.status.as_u16(), &body[..]), (201, "héllo".as_bytes()));
+        assert_eq!(parts.headers["x-a"], "b");
+        assert_eq!(parts.headers[CONTENT_TYPE], "text/plain; charset=utf-8");
+        assert_eq!(parts.headers[CONTENT_LENGTH], "6");
+        let (parts, _) = compile(&written(200, &[("content-type", "application/json")], "{}")).unwrap().respond(&exchange("/"));
+        assert_eq!(parts.headers[CONTENT_TYPE], "application/json");
+    }
+
+    #[test]
+    fn head_has_the_same_length_and_no_body() {
+        let mut ex = exchange("/");
+        ex.method = Method::HEAD;
+        let (parts, body) = compile(&written(200, &[], "body")).unwrap().respond(&ex);
+        assert_eq!((parts.headers[CONTENT_LENGTH].to_str().unwrap(), body.len()), ("4", 0));
+    }
+
+    #[test]
+    fn no_content_has_neither_type_nor_length_and_refuses_a_body() {
+        let (parts, _) = compile(&written(204, &[], "")).unwrap().respond(&exchange("/"));
+        assert!(parts.headers.is_empty());
+        assert_eq!(compile(&written(204, &[], "x")).unwrap_err(), 1);
+        assert_eq!(compile(&written(304, &[], "x")).unwrap_err(), 1);
+    }
+
+    #[test]
+    fn bad_statuses_and_headers_are_all_reported() {
+        assert_eq!(compile(&written(101, &[("content-length", "1"), ("a b", "x"), ("x", "a\nb")], "")).unwrap_err(), 4);
+        assert_eq!(compile(&written(600, &[], "")).unwrap_err(), 1);
+    }
+}

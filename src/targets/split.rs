@@ -110,3 +110,105 @@ fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn written(by: &[Selector], to: &[(&str, u32)]) -> route::Split {
+        let branch = |(upstream, weight): &(&str, u32)| route::Branch { upstream: (*upstream).to_owned(), weight: *weight };
+        route::Split { by: by.to_vec(), to: to.iter().map(branch).collect() }
+    }
+
+    fn split(to: &[(&str, u32)]) -> Split {
+        Split::compile(&written(&[], to), &At::default(), &mut Problems::default()).unwrap()
+    }
+
+    fn problems(written: &route::Split) -> usize {
+        let mut problems = Problems::default();
+        assert!(Split::compile(written, &At::default(), &mut problems).is_none());
+        problems.list().len()
+    }
+
+    #[test]
+    fn splits_that_choose_nothing_are_refused() {
+        assert_eq!(problems(&written(&[], &[])), 1);
+        assert_eq!(problems(&written(&[], &[("a", 0), ("b", 0)])), 1);
+        assert_eq!(problems(&written(&[Selector::Global], &[("a", 1), ("a", 1)])), 2);
+    }
+
+    #[test]
+    fn sticky_choices_are_the_same_on_every_gateway() {
+        // Fixed for ever: a change of these sends clients to other branches on upgrade.
+        let split = split(&[("checkout-v1", 95), ("checkout-v2", 5)]);
+        let v2: Vec<u32> = (0..200).filter(|n| split.choose(0, Some(format!("user-{n}").as_bytes())) == 1).collect();
+        assert_eq!(v2, [26, 38, 44, 109, 120, 124, 142, 157, 166]);
+    }
+
+    #[test]
+    fn sticky_shares_follow_the_weights() {
+        let split = split(&[("a", 1), ("b", 3), ("c", 0), ("d", 6)]);
+        let mut counts = [0_u32; 4];
+        for n in 0..20_000_u32 {
+            counts[split.choose(0, Some(&n.to_be_bytes()))] += 1;
+        }
+        // Expected 2000, 6000, 0, 12000; five standard deviations of the binomial are below 350.
+        assert!(counts[0].abs_diff(2_000) < 350 && counts[1].abs_diff(6_000) < 350 && counts[3].abs_diff(12_000) < 350, "{counts:?}");
+        assert_eq!(counts[2], 0);
+    }
+
+    #[test]
+    fn the_order_of_branches_moves_no_key() {
+        let (one, two) = (split(&[("a", 2), ("b", 3)]), split(&[("b", 3), ("a", 2)]));
+        for n in 0..1_000_u32 {
+            let key = n.to_be_bytes();
+            assert_eq!(one.upstreams()[one.choose(0, Some(&key))], two.upstreams()[two.choose(0, Some(&key))]);
+        }
+    }
+
+    const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+    fn named(weights: &[u32]) -> Vec<(&'static str, u32)> {
+        NAMES.into_iter().zip(weights.iter().copied()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn random_shares_are_exact(weights in prop::collection::vec(0_u32..50, 1..5)) {
+            let sum: u32 = weights.iter().sum();
+            prop_assume!(sum > 0);
+            let split = split(&named(&weights));
+            let mut counts = vec![0; weights.len()];
+            for step in 0..u64::from(sum) {
+                // The middle of each of `sum` equal slices of the random numbers.
+                let random = (u128::from(step) * 2 + 1) * (1 << 63) / u128::from(sum);
+                counts[split.choose(u64::try_from(random).unwrap(), None)] += 1;
+            }
+            prop_assert_eq!(counts, weights);
+        }
+
+        #[test]
+        fn any_random_number_and_weights_choose_a_branch_with_weight(weights in prop::collection::vec(0_u32.., 1..5), random: u64, key: Vec<u8>) {
+            prop_assume!(weights.iter().any(|w| *w > 0));
+            let split = split(&named(&weights));
+            for index in [split.choose(random, None), split.choose(random, Some(&key)), split.choose(u64::MAX, None), split.choose(0, None)] {
+                prop_assert!(weights[index] > 0);
+            }
+        }
+
+        #[test]
+        fn a_growing_branch_only_wins_keys(weights in prop::collection::vec(1_u32..100, 2..5), which: prop::sample::Index, more in 1_u32..100) {
+            let grown = which.index(weights.len());
+            let mut after = weights.clone();
+            after[grown] += more;
+            let (before, after) = (split(&named(&weights)), split(&named(&after)));
+            for n in 0..300_u32 {
+                let key = n.to_be_bytes();
+                let (old, new) = (before.choose(0, Some(&key)), after.choose(0, Some(&key)));
+                prop_assert!(new == old || new == grown);
+            }
+        }
+    }
+}

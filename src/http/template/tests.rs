@@ -60,8 +60,8 @@ fn broken_templates_say_where_and_what() {
 
 #[test]
 fn a_header_without_its_value_is_not_sent() {
-    let ex = with_claims(exchange("/x"), "alice", &json!({"empty": "", "null": null, "evil": "a\r\nb: c"}));
-    for text in ["{claim:missing}", "t-{claim:missing}", "{claim:empty}", "{claim:null}", "{claim:evil}", "{query}", ""] {
+    let ex = with_claims(exchange("/x"), "alice", &json!({"empty": "", "null": null, "evil": "a\r\nb: c", "tab": "a\tb"}));
+    for text in ["{claim:missing}", "t-{claim:missing}", "{claim:empty}", "{claim:null}", "{claim:evil}", "{claim:tab}", "{query}", ""] {
         assert_eq!(header(text, &[], &ex), None, "{text}");
     }
     assert_eq!(header("{user}", &[], &exchange("/x")), None);
