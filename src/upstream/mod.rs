@@ -7,11 +7,14 @@
 
 pub mod attempt;
 pub mod budget;
+pub mod client;
 mod compile;
+pub mod connect;
 pub mod endpoint;
 mod flow;
 mod frames;
 pub mod pool;
+pub mod retry;
 mod set;
 pub mod state;
 pub mod status;
@@ -106,7 +109,7 @@ pub struct PickArgs<'a> {
     /// Endpoints this request has tried: left out while another fits.
     pub tried: &'a [Arc<Endpoint>],
     /// Hash of the first selector present; only asked by `consistent_hash`.
-    pub hash: &'a dyn Fn() -> Option<u64>,
+    pub hash: &'a (dyn Fn() -> Option<u64> + Sync),
     /// Uniform over all of `u64`.
     pub random: u64,
 }
