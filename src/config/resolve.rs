@@ -85,6 +85,13 @@ pub fn fallback_policy(config: &Config) -> (Vec<(Headers, At)>, Option<(Cors, At
     (inherited.headers, inherited.cors)
 }
 
+/// What a route that sets nothing itself would have.
+pub(super) fn defaults_of(config: &Config) -> Route {
+    let mut inherited = Inherited::default();
+    inherited.apply(&config.defaults, &At::main("defaults"), config, &mut Problems::default());
+    inherited.into_route(&route::Route::default(), Match::default(), 0, Target::Respond(Respond::default()))
+}
+
 /// A flattened route whose name may still be missing.
 struct Unnamed {
     route: Route,
