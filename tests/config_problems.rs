@@ -280,6 +280,7 @@ fn inheritance_replaces_blocks_and_adds_limits_and_headers() {
     assert_eq!(b.retry.as_ref().unwrap().attempts, 3);
 }
 
+#[allow(clippy::unwrap_used)] // a helper of tests
 fn write(dir: &std::path::Path, name: &str, text: &str) {
     let path = dir.join(name);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -258,7 +258,7 @@ mod tests {
         let shared = Shared::default();
         shared.set_paths(vec![file.clone()]);
         std::fs::write(&file, "2").unwrap();
-        shared.set_paths(vec![file.clone(), dir.path().join("b")]);
+        shared.set_paths(vec![file, dir.path().join("b")]);
         assert!(shared.changed());
     }
 
