@@ -76,7 +76,7 @@ pub fn load_with(source: &Source, lookup: &dyn Fn(&str) -> Option<String>) -> Lo
         Source::Text { yaml, dir } => ("gateway.yaml".to_owned(), dir.clone(), Ok(yaml.clone())),
     };
     let mut config = Config::default();
-    if loader.add(name, dir, text) {
+    if loader.add(name, &dir, text) {
         config = read::read(&loader.trees[0], 0, &mut loader.problems, &mut loader.dropped);
         place(&mut config.upstreams, &mut config.authenticators, &mut config.routes, 0, &loader.dropped);
     }
@@ -124,7 +124,7 @@ impl Loader<'_> {
     }
 
     /// Adds a file; `false` if nothing in it can be read.
-    fn add(&mut self, name: String, dir: PathBuf, text: Result<String, String>) -> bool {
+    fn add(&mut self, name: String, dir: &Path, text: Result<String, String>) -> bool {
         let file = self.files.len();
         let top = Place { line: 1, column: 1 };
         let (text, failure) = match text {
@@ -132,7 +132,7 @@ impl Loader<'_> {
             Err(why) => (String::new(), Some(why)),
         };
         let parsed = tree::parse(&text);
-        self.files.push(SourceFile { name, dir: dir.clone(), text });
+        self.files.push(SourceFile { name, dir: dir.to_owned(), text });
         self.trees.push(Node { place: top, kind: Kind::Null });
         if let Some(why) = failure {
             self.problem(file, top, format!("cannot read this file: {why}"), None);
@@ -149,7 +149,7 @@ impl Loader<'_> {
         for fault in faults {
             self.problem(file, fault.place, fault.message, fault.help);
         }
-        substitute(&mut node, &dir, self.lookup, &mut self.found);
+        substitute(&mut node, dir, self.lookup, &mut self.found);
         for (place, message, help) in std::mem::take(&mut self.found.faults) {
             self.problem(file, place, message, Some(help));
         }
@@ -211,7 +211,7 @@ impl Loader<'_> {
         };
         self.watch.push(path.to_owned());
         let dir = path.parent().map_or_else(PathBuf::new, Path::to_owned);
-        if !self.add(name, dir, read_file(path)) {
+        if !self.add(name, &dir, read_file(path)) {
             return;
         }
         self.refuse_others(file);
@@ -408,10 +408,10 @@ impl Loaded {
     fn hide(&self, at: &At, message: &str) -> String {
         let here = self.trees.get(at.file).and_then(|tree| tree.find(&at.path)).map(|node| &node.kind);
         let mut message = message.to_owned();
-        if let Some(Kind::Expanded(text)) = here {
-            if !text.is_empty() {
-                message = message.replace(text.as_str(), "***");
-            }
+        if let Some(Kind::Expanded(text)) = here
+            && !text.is_empty()
+        {
+            message = message.replace(text.as_str(), "***");
         }
         super::dump::hide(&message, &self.substituted)
     }

@@ -134,7 +134,7 @@ impl Failure {
 
 fn describe(node: &Node) -> String {
     match &node.kind {
-        Kind::Null => "nothing".to_owned(),
+        Kind::Null | Kind::Lost => "nothing".to_owned(),
         Kind::Bool(value) => format!("`{value}`"),
         Kind::Unsigned(value) => format!("the number {value}"),
         Kind::Signed(value) => format!("the number {value}"),
@@ -221,13 +221,17 @@ impl<'t> Reader<'t> {
         Reader { node, path, state: self.state }
     }
     fn is_dropped(&self) -> bool {
+        if matches!(self.node.kind, Kind::Lost) {
+            self.state.dropped.borrow_mut().insert(self.path.clone());
+            return true;
+        }
         let dropped = self.state.dropped.borrow();
         !dropped.is_empty() && dropped.contains(&self.path)
     }
     fn any<'de, V: Visitor<'de>>(&self, visitor: V, fields: Option<&'static [&'static str]>) -> Result<V::Value, Failure> {
         let node = self.node;
         let result = match &node.kind {
-            Kind::Null => visitor.visit_unit(),
+            Kind::Null | Kind::Lost => visitor.visit_unit(),
             Kind::Bool(value) => visitor.visit_bool(*value),
             Kind::Unsigned(value) => visitor.visit_u64(*value),
             Kind::Signed(value) => visitor.visit_i64(*value),

@@ -91,7 +91,7 @@ impl Inherited {
         }
         for (name, written) in [("compress", &policy.compress), ("cache", &policy.cache)] {
             if let Some(Setting::On(_)) = written {
-                checks::later(problems, at.key(name), name);
+                checks::later(problems, &at.key(name), name);
             }
         }
         check(policy, at, config, problems);
