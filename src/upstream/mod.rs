@@ -6,6 +6,7 @@
 //! the next pick. So nothing is scanned per pick, and no timer is needed for a pick to be right.
 
 pub mod attempt;
+pub mod background;
 pub mod budget;
 mod compile;
 pub mod endpoint;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 
 pub use attempt::{Attempt, FailKind};
+pub use background::{Background, TlsFor};
 pub use budget::RetryBudget;
 pub use endpoint::{Address, Endpoint, EndpointSpec, EndpointState};
 pub use state::{Observer, Unobserved, UpstreamState};
@@ -72,7 +74,7 @@ struct Rules {
 }
 
 /// A name whose addresses are endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Discover {
     tls: bool,
     name: String,
