@@ -123,7 +123,7 @@ impl Upstream {
     }
 
     /// Counts the result of one check.
-    fn checked(&self, endpoint: &Endpoint, result: &Result<(), String>, health: &Health, now: Instant) {
+    pub(super) fn checked(&self, endpoint: &Endpoint, result: &Result<(), String>, health: &Health, now: Instant) {
         let error = result.as_ref().err().map(String::as_str);
         let (before, after) = endpoint.state.checked(error, health.healthy, health.unhealthy, now);
         if before != after {

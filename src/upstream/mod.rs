@@ -14,6 +14,8 @@ pub mod pool;
 mod set;
 pub mod state;
 pub mod status;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
