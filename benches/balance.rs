@@ -37,7 +37,7 @@ fn measure(balance: &Balance, endpoints: usize, weights: usize) -> f64 {
     let config = config::Upstream { endpoints: written.collect(), balance: balance.clone(), ..config::Upstream::default() };
     let state = UpstreamState::new("bench", Arc::new(Unobserved));
     let mut problems = Problems::default();
-    let upstream = Upstream::compile("bench", &config, state, Arc::new(|_| Arc::new(EndpointPool::default())), &mut problems);
+    let upstream = Upstream::compile("bench", &config, state, Arc::new(|_| Arc::new(EndpointPool)), &mut problems);
     let Some(upstream) = upstream else {
         println!("{problems:?}");
         return f64::NAN;

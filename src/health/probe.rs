@@ -109,8 +109,10 @@ fn connect_error(error: &io::Error) -> String {
 
 fn alpn(protocol: Protocol, health: &Health) -> Vec<Vec<u8>> {
     let (h1, h2) = (b"http/1.1".to_vec(), b"h2".to_vec());
+    if health.grpc.is_some() {
+        return vec![h2];
+    }
     match protocol {
-        _ if health.grpc.is_some() => vec![h2],
         Protocol::H2 => vec![h2],
         Protocol::Http1 => vec![h1],
         Protocol::Auto => vec![h2, h1],

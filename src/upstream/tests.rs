@@ -14,7 +14,7 @@ use crate::units::{Percent, Setting};
 const MS: Duration = Duration::from_millis(1);
 
 fn make_pool() -> MakePool {
-    Arc::new(|_| Arc::new(EndpointPool::default()))
+    Arc::new(|_| Arc::new(EndpointPool))
 }
 
 fn written(endpoints: &[(&str, u32)]) -> config::Upstream {
@@ -99,7 +99,7 @@ fn tried_endpoints_are_left_out_while_another_is_there() {
     let (upstream, now) = (compile(&written(&[("http://10.0.0.1", 1), ("http://10.0.0.2", 1)])), Instant::now());
     let one = upstream.endpoints()[0].clone();
     for _ in 0..4 {
-        assert_eq!(pick_without(&upstream, now, &[one.clone()]).expect("picks").endpoint().index, 1);
+        assert_eq!(pick_without(&upstream, now, std::slice::from_ref(&one)).expect("picks").endpoint().index, 1);
     }
     let all = upstream.endpoints().to_vec();
     assert!(pick_without(&upstream, now, &all).is_ok());
