@@ -6,6 +6,7 @@
 //! the next pick. So nothing is scanned per pick, and no timer is needed for a pick to be right.
 
 pub mod attempt;
+pub mod background;
 pub mod budget;
 pub mod client;
 mod compile;
@@ -19,6 +20,8 @@ mod set;
 pub mod state;
 pub mod status;
 pub mod tunnel;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -27,6 +30,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 
 pub use attempt::{Attempt, FailKind};
+pub use background::{Background, TlsFor};
 pub use budget::RetryBudget;
 pub use endpoint::{Address, Endpoint, EndpointSpec, EndpointState};
 pub use state::{Observer, Unobserved, UpstreamState};
@@ -78,7 +82,7 @@ struct Rules {
 }
 
 /// A name whose addresses are endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Discover {
     tls: bool,
     name: String,
