@@ -75,6 +75,16 @@ fn unknown_fields_top_nested_and_in_a_list() {
 }
 
 #[test]
+fn a_misspelt_required_field_is_one_problem_and_groups_are_in_the_name() {
+    let yaml = format!(
+        "{USERS}routes:\n  - match: /g/*\n    routes:\n      - match: GET /y\n        split: [{{ upstraem: users }}]\n"
+    );
+    let found = problems(&yaml);
+    assert!(found[0].starts_with("7:19: unknown field") && found[0].ends_with("(route GET /g/y)"), "{found:#?}");
+    assert_eq!(found.len(), 1, "{found:#?}");
+}
+
+#[test]
 fn the_report_has_the_line_a_caret_and_the_suggestion() {
     let loaded = checked("server:\n  max_header: 5\n");
     let text = loaded.reports()[0].to_string();
@@ -203,6 +213,7 @@ fn routes_are_checked() {
     check("{ match: /a/b, upstream: users, rewrite: { strip_prefix: /b } }", "not a prefix");
     check("{ match: /a, split: [{ upstream: users, weight: 0 }] }", "all weights are 0");
     check("{ match: /a, upstream: users, retry: { when: [timeout] } }", "per_try_timeout");
+    check("{ match: /a, upstream: users, timeout: 0s }", "0 seconds");
     check("{ match: /a, upstream: users, auth: nobody }", "unknown authenticator");
     check("{ match: /a, upstream: users, rate_limit: [{ by: ip, rate: 1/s, store: x }] }", "unknown redis store");
     check("{ match: /a, upstream: users, rate_limit: [{ by: ip, rate: 1/s, burst: 0 }] }", "burst of 0");

@@ -366,7 +366,7 @@ impl Loaded {
                 column: place.column,
                 message: self.hide(at, &problem.message) + &context,
                 help: problem.help.as_ref().map(|help| self.hide(at, help)),
-                source_line: text.get(place.line.saturating_sub(1)).cloned(),
+                source_line: text.get(place.line.saturating_sub(1)).filter(|line| !line.trim().is_empty()).cloned(),
                 warning: problem.severity == Severity::Warning,
             };
             if !found.iter().any(|(file, known)| *file == at.file && *known == report) {
@@ -394,11 +394,20 @@ impl Loaded {
             ("upstreams", [Seg::Key(name), _, ..]) => Some(format!("upstream {name}")),
             ("authenticators", [Seg::Key(name), _, ..]) => Some(format!("authenticator {name}")),
             ("routes", [Seg::Index(_), ..]) => {
+                let tree = self.trees.get(at.file)?;
                 let mut end = 2;
+                let mut prefix = String::new();
                 while matches!(at.path.get(end..), Some([Seg::Key(key), Seg::Index(_), ..]) if key == "routes") {
+                    let group = tree.find(at.path.get(..end)?).and_then(written_match).map(|(_, path)| path);
+                    prefix.push_str(group.as_deref().unwrap_or_default().trim_end_matches('*').trim_end_matches('/'));
                     end += 2;
                 }
-                route_name(self.trees.get(at.file)?.find(at.path.get(..end)?)?).map(|name| format!("route {name}"))
+                let route = tree.find(at.path.get(..end)?)?;
+                let name = route.get("name").and_then(text_of).or_else(|| {
+                    let (methods, path) = written_match(route)?;
+                    Some(format!("{methods}{prefix}{path}"))
+                });
+                name.map(|name| format!("route {name}"))
             }
             _ => None,
         }
@@ -417,19 +426,29 @@ impl Loaded {
     }
 }
 
-/// The written name of a route, or what stands in its `match`.
-fn route_name(node: &Node) -> Option<String> {
-    let text = |node: &Node| match &node.kind {
+fn text_of(node: &Node) -> Option<String> {
+    match &node.kind {
         Kind::Text(text) => Some(text.clone()),
         _ => None,
+    }
+}
+
+/// What stands in a route's `match`: methods with a space behind them, and the path.
+fn written_match(route: &Node) -> Option<(String, String)> {
+    let matcher = route.get("match")?;
+    if let Some(short) = text_of(matcher) {
+        return Some(
+            short
+                .rsplit_once(' ')
+                .map_or((String::new(), short.clone()), |(methods, path)| (format!("{} ", methods.trim_end()), path.to_owned())),
+        );
+    }
+    let field = |name: &str| matcher.get(name).and_then(text_of);
+    let prefix = || field("prefix").map(|prefix| format!("{}/*", prefix.trim_end_matches('/')));
+    let path = field("path").or_else(prefix).or_else(|| field("regex"))?;
+    let methods = match matcher.get("methods").map(|node| &node.kind) {
+        Some(Kind::List(list)) => format!("{} ", list.iter().filter_map(text_of).collect::<Vec<_>>().join(",")),
+        _ => String::new(),
     };
-    if let Some(name) = node.get("name").and_then(text) {
-        return Some(name);
-    }
-    let matcher = node.get("match")?;
-    if let Some(short) = text(matcher) {
-        return Some(short);
-    }
-    let path = matcher.get("path").and_then(text).or_else(|| matcher.get("regex").and_then(text));
-    path.or_else(|| matcher.get("prefix").and_then(text).map(|prefix| format!("{}/*", prefix.trim_end_matches('/'))))
+    Some((methods, path))
 }

@@ -35,7 +35,11 @@ pub(super) fn read<T: for<'de> Deserialize<'de> + Default>(root: &Node, file: us
         let follows = failure.missing.is_some_and(|field| {
             let mut child = path.clone();
             child.push(Seg::Key(field.to_owned()));
-            state.dropped.borrow().contains(&child)
+            // Dropped for a problem of its own, or there under a wrong name.
+            let misspelt = |(at, message): &(Vec<Seg>, String)| {
+                at.split_last().is_some_and(|(_, parent)| parent == path) && message.contains(&format!("did you mean \"{field}\"?"))
+            };
+            state.dropped.borrow().contains(&child) || state.unknown.borrow().iter().any(misspelt)
         });
         if !follows {
             let problem = problems.error(at(path.clone(), failure.on_key), failure.message);

@@ -4,8 +4,9 @@ use super::Target;
 use crate::config::auth::AuthRule;
 use crate::config::route::{self, Aggregate, Match, RateLimit, Redirect, Respond, Split};
 use crate::config::suggest::did_you_mean;
-use crate::config::validate::sticky_selectors;
+use crate::config::validate::{not_zero, sticky_selectors};
 use crate::config::{At, Config, Problems};
+use crate::units::Setting;
 
 /// Refuses an option that a later version builds.
 pub(in crate::config) fn later(problems: &mut Problems, at: &At, what: &str) {
@@ -150,6 +151,9 @@ fn check_aggregate(aggregate: &Aggregate, at: &At, config: &Config, problems: &m
     for (index, part) in aggregate.parts.iter().enumerate() {
         let at = parts.index(index);
         upstream_exists(&part.upstream, &at.key("upstream"), config, problems);
+        if let Some(Setting::On(timeout)) = part.timeout {
+            not_zero(timeout, &at.key("timeout"), "write at least 1ms, or off for no limit", problems);
+        }
         let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         if part.name.is_empty() || !part.name.chars().all(word) {
             problems.error(at.key("name"), format!("\"{}\" is not a plain word", part.name)).help("use letters, digits, _ and -");
