@@ -184,7 +184,7 @@ async fn passwords_are_checked_off_the_worker_and_unknown_names_look_the_same() 
     std::fs::write(&file, format!("ann:{}\n", bcrypt::hash("p:w", 4).unwrap())).unwrap();
     let authenticators = good(&[("staff", basic_block(&file))]);
     let chain = chain(&authenticators, &rule(&["staff"]));
-    let (observer, _events) = Events::new();
+    let (observer, _events) = Events::channel();
     let _running = authenticators.start(&tokio::runtime::Handle::current(), &observer);
     for _ in 0..2 {
         let asked = ask(&chain, &[("authorization", &basic_line("ann", "p:w"))]).await;
@@ -256,7 +256,7 @@ async fn a_broken_file_keeps_the_last_good_list_and_a_changed_one_counts() {
     let entry = |id: &str, secret: &str| format!("- {{ id: {id}, sha256: \"{}\" }}\n", hex(secret));
     let block = api_block(ApiKey { keys: vec![], keys_file: Some(file.display().to_string()), ..api_key() });
     let registry = Registry::default();
-    let (observer, _events) = Events::new();
+    let (observer, _events) = Events::channel();
     let load = |start: bool| {
         let (authenticators, problems) = compile(&[("keys", block.clone())], &registry);
         if start && !problems.has_errors() {

@@ -49,7 +49,7 @@ fn jwks_block(url: &str) -> Authenticator {
 async fn fetching(server: &Server) -> (AuthChain, Handle, tokio::sync::mpsc::UnboundedReceiver<String>, String) {
     let (authenticators, problems) = compile(&[("main", jwks_block(&server.url))], &Registry::default());
     assert!(!problems.has_errors() && problems.list().iter().any(|p| p.message.contains("http://")), "{problems:?}");
-    let (observer, mut events) = Events::new();
+    let (observer, mut events) = Events::channel();
     let handle = authenticators.start(&tokio::runtime::Handle::current(), &observer);
     let event = events.recv().await.unwrap();
     (chain(&authenticators, &rule(&["main"])), handle, events, event)
@@ -76,7 +76,7 @@ async fn a_request_that_comes_during_the_first_fetch_waits_for_it() {
     server.says("200 OK", &set(&[signer.jwk()]));
     let closed = server.gate.clone().lock_owned().await;
     let (authenticators, _) = compile(&[("main", jwks_block(&server.url))], &Registry::default());
-    let (observer, _events) = Events::new();
+    let (observer, _events) = Events::channel();
     let _running = authenticators.start(&tokio::runtime::Handle::current(), &observer);
     while server.count() == 0 {
         tokio::task::yield_now().await;
@@ -160,7 +160,7 @@ async fn redirects_floods_and_nonsense_are_no_keys() {
 async fn an_unchanged_issuer_is_not_fetched_again_by_a_reload() {
     let (server, signer, registry) = (Server::start().await, Signer::new("k"), Registry::default());
     server.says("200 OK", &set(&[signer.jwk()]));
-    let (observer, mut events) = Events::new();
+    let (observer, mut events) = Events::channel();
     let runtime = tokio::runtime::Handle::current();
     let (first, _) = compile(&[("main", jwks_block(&server.url))], &registry);
     let old = first.start(&runtime, &observer);
@@ -191,7 +191,7 @@ fn introspection(url: &str) -> Authenticator {
 async fn introspection_asks_once_per_token_and_remembers_both_answers() {
     let server = Server::start().await;
     let (authenticators, _) = compile(&[("opaque", introspection(&server.url))], &Registry::default());
-    let (observer, mut events) = Events::new();
+    let (observer, mut events) = Events::channel();
     let _running = authenticators.start(&tokio::runtime::Handle::current(), &observer);
     let chain = chain(&authenticators, &rule(&["opaque"]));
 

@@ -155,7 +155,7 @@ pub(super) async fn bearer(chain: &AuthChain, token: &str) -> Asked {
 pub(super) struct Events(mpsc::UnboundedSender<String>);
 
 impl Events {
-    pub(super) fn new() -> (Arc<dyn Observer>, mpsc::UnboundedReceiver<String>) {
+    pub(super) fn channel() -> (Arc<dyn Observer>, mpsc::UnboundedReceiver<String>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         (Arc::new(Self(sender)), receiver)
     }
