@@ -76,9 +76,7 @@ fn unknown_fields_top_nested_and_in_a_list() {
 
 #[test]
 fn a_misspelt_required_field_is_one_problem_and_groups_are_in_the_name() {
-    let yaml = format!(
-        "{USERS}routes:\n  - match: /g/*\n    routes:\n      - match: GET /y\n        split: [{{ upstraem: users }}]\n"
-    );
+    let yaml = format!("{USERS}routes:\n  - match: /g/*\n    routes:\n      - match: GET /y\n        split: [{{ upstraem: users }}]\n");
     let found = problems(&yaml);
     assert!(found[0].starts_with("7:19: unknown field") && found[0].ends_with("(route GET /g/y)"), "{found:#?}");
     assert_eq!(found.len(), 1, "{found:#?}");

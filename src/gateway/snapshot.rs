@@ -277,10 +277,10 @@ impl Compiler<'_> {
                 .then(|| ClientTls::compile(&written.tls, written.protocol, &written.at.key("tls"), self.base, self.problems))
                 .flatten()
                 .map(Arc::new);
-            let make_pool = self.shared.pool_maker(name, written, tls);
+            let make_pool = self.shared.pool_maker(name, written, tls.clone());
             let state = self.shared.upstream_state(name);
             if let Some(upstream) = Upstream::compile(name, written, state, make_pool, self.problems) {
-                handles.insert(name.clone(), UpstreamHandle { upstream, metrics: self.shared.metrics.upstream(name) });
+                handles.insert(name.clone(), UpstreamHandle { upstream, metrics: self.shared.metrics.upstream(name), tls });
             }
         }
         handles

@@ -23,6 +23,7 @@ use crate::targets::redirect::Redirect;
 use crate::targets::respond::Respond;
 use crate::targets::split::Split;
 use crate::telemetry::metrics::UpstreamMetrics;
+use crate::tls::ClientTls;
 use crate::units::Selector;
 use crate::upstream::Upstream;
 use crate::upstream::client::{Call, CallBody, Failure, Limit, Trace, UpstreamBody, send};
@@ -35,6 +36,8 @@ pub struct UpstreamHandle {
     pub upstream: Arc<Upstream>,
     /// Its metrics.
     pub metrics: Arc<UpstreamMetrics>,
+    /// TLS towards its endpoints.
+    pub tls: Option<Arc<ClientTls>>,
 }
 
 /// What answers.

@@ -1,6 +1,5 @@
 //! WebSocket tunnels: the handshake through the route's chain, then raw bytes until one side ends it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::Response;
@@ -27,6 +26,8 @@ pub struct Opening {
     attempt: Attempt,
     idle_timeout: Option<Duration>,
     cut: tokio::sync::watch::Receiver<bool>,
+    /// Counts the client's connection for as long as the tunnel uses it.
+    hold: Option<std::sync::Arc<dyn std::any::Any + Send + Sync>>,
 }
 
 /// Sends the handshake upstream.
@@ -68,7 +69,14 @@ pub(super) async fn open(
             crate::http::headers::remove_hop_by_hop(&mut parts.headers);
             parts.version = http::Version::HTTP_11;
             websocket.prepare_response(&mut parts.status, &mut parts.headers);
-            let opening = Opening { client, upstream, attempt, idle_timeout: route.idle_timeout, cut: cx.cut.clone() };
+            let opening = Opening {
+                client,
+                upstream,
+                attempt,
+                idle_timeout: route.idle_timeout,
+                cut: cx.cut.clone(),
+                hold: cx.state.as_ref().and_then(|state| state.hold.get().cloned()),
+            };
             Ok(Answer { parts, source: Source::Tunnel(Box::new(opening)) })
         }
     }
@@ -78,7 +86,7 @@ impl Opening {
     /// Starts the tunnel as a task of this worker; it accounts for its request when it ends.
     pub(super) fn start(self, finish: Box<Finish>) {
         tokio::spawn(async move {
-            let Self { client, upstream, attempt, idle_timeout, mut cut } = self;
+            let Self { client, upstream, attempt, idle_timeout, mut cut, hold } = self;
             let both = async { (client.await, upstream.await) };
             let (client, upstream): (Upgraded, Upgraded) = match tokio::time::timeout(SWITCH, both).await {
                 Ok((Ok(client), Ok(upstream))) => (client, upstream),
@@ -103,6 +111,7 @@ impl Opening {
             };
             let end = run(TokioIo::new(client), TokioIo::new(upstream), options).await;
             drop(attempt);
+            drop(hold);
             if let Some(route) = &route {
                 route.metrics.tunnel_closed(worker);
             }

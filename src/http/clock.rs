@@ -105,7 +105,7 @@ enum Verdict {
     /// Nothing is over before this (nanoseconds).
     Wait(u64),
     /// The request in progress is over; its handler must be told.
-    Expire(Expired),
+    Expire,
     /// The connection or stream is over.
     Close,
 }
@@ -315,7 +315,7 @@ impl Clock {
 
     fn expire(&self, why: Expired) -> Verdict {
         self.expired.store(why as u8, Relaxed);
-        Verdict::Expire(why)
+        Verdict::Expire
     }
 
     /// `Err` when no byte has moved for `idle_timeout`, else the time of the next look.
@@ -417,7 +417,7 @@ impl<F: Future, C: AsRef<Clock>> Future for Watched<F, C> {
             }
             let (wait, again) = match clock.judge(Instant::now()) {
                 Verdict::Wait(at) => (at, false),
-                Verdict::Expire(_) => (nanos(Instant::now()).saturating_add(1_000_000_000), true),
+                Verdict::Expire => (nanos(Instant::now()).saturating_add(1_000_000_000), true),
                 Verdict::Close => return Poll::Ready(End::Cut(clock.phase())),
             };
             *this.armed = wait;
@@ -469,7 +469,7 @@ mod tests {
         assert!(matches!(clock.judge(now + 60 * SECOND), Verdict::Wait(_)));
         clock.request_body_ended(now + 60 * SECOND);
         assert!(matches!(clock.judge(now + 64 * SECOND), Verdict::Wait(_)));
-        assert!(matches!(clock.judge(now + 65 * SECOND), Verdict::Expire(Expired::Timeout)));
+        assert!(matches!(clock.judge(now + 65 * SECOND), Verdict::Expire));
         assert_eq!(clock.expired(), Some(Expired::Timeout));
     }
 
@@ -484,7 +484,8 @@ mod tests {
             clock.moved(10);
             assert!(matches!(clock.judge(now + 5 * SECOND), Verdict::Wait(_)), "bytes moved since");
             assert!(matches!(clock.judge(now + 14 * SECOND), Verdict::Wait(_)));
-            assert!(matches!(clock.judge(now + 15 * SECOND), Verdict::Expire(why) if why == expected));
+            assert!(matches!(clock.judge(now + 15 * SECOND), Verdict::Expire));
+            assert_eq!(clock.expired(), Some(expected));
         }
     }
 
@@ -515,6 +516,7 @@ mod tests {
         assert!(matches!(clock.judge(now + 10 * SECOND), Verdict::Wait(_)), "fast enough so far");
         clock.body_bytes(100);
         clock.moved(100);
-        assert!(matches!(clock.judge(now + 20 * SECOND), Verdict::Expire(Expired::Client)));
+        assert!(matches!(clock.judge(now + 20 * SECOND), Verdict::Expire));
+        assert_eq!(clock.expired(), Some(Expired::Client));
     }
 }

@@ -1,7 +1,7 @@
 //! What the parts of one HTTP/1 connection share.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::clock::{Clock, Phase};
@@ -22,6 +22,8 @@ pub struct ConnectionState {
     pub abort: AtomicBool,
     /// The client may still be sending a body that nobody reads: drop some of it before closing, so that the answer is not lost.
     pub linger: AtomicBool,
+    /// What counts the connection; a tunnel keeps it when HTTP is over.
+    pub hold: OnceLock<Arc<dyn std::any::Any + Send + Sync>>,
 }
 
 impl AsRef<Clock> for ConnectionState {
@@ -39,6 +41,7 @@ impl ConnectionState {
             requests_in_head: AtomicU32::new(0),
             abort: AtomicBool::new(false),
             linger: AtomicBool::new(false),
+            hold: OnceLock::new(),
         }
     }
 

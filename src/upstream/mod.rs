@@ -19,9 +19,9 @@ pub mod retry;
 mod set;
 pub mod state;
 pub mod status;
-pub mod tunnel;
 #[cfg(test)]
 mod tests;
+pub mod tunnel;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
