@@ -1,24 +1,22 @@
 //! The server: listeners, worker threads and connections around a gateway, started, reloaded and drained.
 
 pub mod acceptor;
-mod apply;
 pub mod connection;
-mod control;
 pub mod io;
 pub mod listener;
 pub mod per_ip;
 pub mod proxy_protocol;
 pub mod worker;
 
+mod apply;
+mod control;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, mpsc};
-
 use crate::config::Config;
 use crate::config::load::Source;
 use crate::config::problem::Report;
@@ -32,15 +30,12 @@ use crate::server::per_ip::PerIp;
 use crate::server::worker::{State, Worker};
 use crate::telemetry::metrics::Reload;
 use crate::telemetry::{events, sd_notify};
-
 /// How often a drain looks whether it is done.
 const LOOK: Duration = Duration::from_millis(10);
 /// How long tunnels have to say goodbye when a drain cuts them.
 const GOODBYE: Duration = Duration::from_millis(1_200);
-
 /// Changes a configuration before it is compiled: what the command line sets.
 pub type Overrides = Arc<dyn Fn(&mut Config) + Send + Sync>;
-
 /// How a server is started.
 #[derive(Clone, Default)]
 pub struct Options {
@@ -51,13 +46,11 @@ pub struct Options {
     /// Sockets passed by the service manager: used for listeners with the same address.
     pub inherited: Arc<Mutex<Vec<TcpListener>>>,
 }
-
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Options").field("watch", &self.watch).finish_non_exhaustive()
     }
 }
-
 /// Why a server did not start.
 #[derive(Debug)]
 pub enum StartError {
@@ -68,7 +61,6 @@ pub enum StartError {
     /// Threads or runtimes cannot be made.
     Io(std::io::Error),
 }
-
 impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -78,29 +70,24 @@ impl std::fmt::Display for StartError {
         }
     }
 }
-
 impl std::error::Error for StartError {}
-
 impl From<std::io::Error> for StartError {
     fn from(error: std::io::Error) -> Self {
         Self::Io(error)
     }
 }
-
 /// A running gateway. Dropping it ends it without a drain.
 pub struct Server {
     core: Arc<Core>,
     workers: Vec<Worker>,
     control: ControlThread,
 }
-
 /// The thread that runs background work.
 struct ControlThread {
     handle: tokio::runtime::Handle,
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
 }
-
 impl ControlThread {
     fn start() -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -113,7 +100,6 @@ impl ControlThread {
         })?;
         Ok(Self { handle, stop, thread: Some(thread) })
     }
-
     fn stop(&mut self) {
         self.stop.notify_one();
         if let Some(thread) = self.thread.take()
@@ -123,7 +109,6 @@ impl ControlThread {
         }
     }
 }
-
 /// Worker threads for `server.workers`.
 pub(crate) fn worker_count(workers: Workers) -> usize {
     match workers {
@@ -132,7 +117,6 @@ pub(crate) fn worker_count(workers: Workers) -> usize {
         Workers::Auto => std::thread::available_parallelism().map_or(1, usize::from),
     }
 }
-
 impl Server {
     /// Loads a configuration and serves it.
     ///
@@ -174,34 +158,28 @@ impl Server {
         notify(sd_notify::State::Ready);
         Ok(Self { core, workers, control })
     }
-
     /// Addresses of the listeners, in written order.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         lock(&self.core.applied).listeners.iter().map(|listener| listener.address).collect()
     }
-
     /// Address of the admin listener.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         lock(&self.core.applied).admin.as_ref().map(|admin| admin.address)
     }
-
     /// The text of the next reload, for a server that was started with [`Source::Text`].
     pub fn replace(&self, yaml: String) {
         if let Source::Text { yaml: text, .. } = &mut *lock(&self.core.source) {
             *text = yaml;
         }
     }
-
     /// Reloads the configuration, if it changed. Blocks; do not call it on a runtime's thread.
     pub fn reload(&self) -> ReloadOutcome {
         self.core.reload()
     }
-
     /// Reopens the access log's file, after a rotation.
     pub fn reopen_logs(&self) {
         self.core.state.shared.reopen_logs();
     }
-
     /// Drains and ends: readiness off, `drain_delay`, listeners closed, requests in flight finished within `timeouts.drain`.
     pub fn shutdown(self) {
         let core = Arc::clone(&self.core);
@@ -237,7 +215,6 @@ impl Server {
         drop(self);
     }
 }
-
 impl Drop for Server {
     fn drop(&mut self) {
         for listener in &lock(&self.core.applied).listeners {
@@ -255,7 +232,6 @@ impl Drop for Server {
         self.core.state.shared.flush_logs();
     }
 }
-
 /// Reloads whenever the watcher says that a file changed.
 async fn reload_on_change(core: Arc<Core>, mut changes: mpsc::Receiver<()>) {
     while changes.recv().await.is_some() {
