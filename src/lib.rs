@@ -3,12 +3,14 @@
 pub mod admin;
 pub mod balance;
 pub mod config;
+pub mod demo;
 pub mod discovery;
 pub mod error;
 pub mod gateway;
 pub mod health;
 pub mod http;
 pub mod middleware;
+pub mod random;
 pub mod router;
 pub mod server;
 pub mod targets;
@@ -16,3 +18,9 @@ pub mod telemetry;
 pub mod tls;
 pub mod units;
 pub mod upstream;
+
+/// The commit this program was built from, if the build said so (`TOLLGATE_COMMIT`).
+pub const COMMIT: &str = match option_env!("TOLLGATE_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
