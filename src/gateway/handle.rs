@@ -467,9 +467,8 @@ async fn complete(
         finish.grpc_status = grpc::status_in(&answer.parts.headers).and_then(|status| u8::try_from(status).ok());
     }
     if let Some(route) = &finish.route {
-        match reason {
-            Some(Reason::RateLimited) => route.metrics.rate_limited(ex.worker),
-            Some(_) | None => {}
+        if reason == Some(Reason::RateLimited) {
+            route.metrics.rate_limited(ex.worker);
         }
         if let Some(error) = ex.auth_error {
             route.metrics.auth_failure(ex.worker, error);
