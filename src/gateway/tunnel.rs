@@ -76,7 +76,7 @@ pub(super) async fn open(
                 cut: cx.cut.clone(),
                 hold: cx.state.as_ref().and_then(|state| state.hold.get().cloned()),
             };
-            Ok(Answer { parts, source: Source::Tunnel(Box::new(opening)) })
+            Ok(Answer::new(parts, Source::Tunnel(Box::new(opening))))
         }
     }
 }

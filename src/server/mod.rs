@@ -137,10 +137,9 @@ impl Server {
         events::init(snapshot.config.log.level, snapshot.config.log.format);
         events::starting(env!("CARGO_PKG_VERSION"), crate::COMMIT, count);
         let (files, routes) = (snapshot.source.files.clone(), snapshot.routes.len());
-        let empty = compile(&shared, crate::config::load::load(&Source::Text { yaml: String::new(), dir: ".".into() }), None, 0)
-            .map_err(StartError::Config)?;
+        let snapshot = Arc::new(snapshot);
         let state = Arc::new(State {
-            snapshot: ArcSwap::from_pointee(empty),
+            snapshot: ArcSwap::new(Arc::clone(&snapshot)),
             shared,
             connections: AtomicUsize::new(0),
             closed: Notify::new(),
