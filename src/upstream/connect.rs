@@ -13,6 +13,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::task::AbortHandle;
 use tokio_rustls::client::TlsStream;
 
 use crate::config::upstream::Protocol;
@@ -66,6 +67,15 @@ pub enum Sender {
     H1(http1::SendRequest<RequestBody>),
     /// HTTP/2: many.
     H2(http2::SendRequest<RequestBody>),
+}
+
+/// A connection that was opened.
+#[derive(Debug)]
+pub struct Connected {
+    /// What requests are sent through.
+    pub sender: Sender,
+    /// What drives it.
+    pub task: AbortHandle,
 }
 
 /// A byte stream to an endpoint.
@@ -169,7 +179,7 @@ impl Destination {
     ///
     /// # Errors
     /// [`ConnectError`]; the caller adds the timeout.
-    pub async fn connect(&self, addresses: &[SocketAddr], open: OpenConnection, http1_only: bool) -> Result<Sender, ConnectError> {
+    pub async fn connect(&self, addresses: &[SocketAddr], open: OpenConnection, http1_only: bool) -> Result<Connected, ConnectError> {
         let io = self.open(addresses, http1_only).await?;
         let h2 = match (&io, self.protocol) {
             (UpstreamIo::Tls(tls), Protocol::Auto) => !http1_only && crate::tls::negotiated(tls.get_ref().1) == Alpn::H2,
@@ -186,29 +196,29 @@ impl Destination {
     }
 }
 
-async fn handshake_h1(io: UpstreamIo, open: OpenConnection, upgrades: bool) -> Result<Sender, ConnectError> {
+async fn handshake_h1(io: UpstreamIo, open: OpenConnection, upgrades: bool) -> Result<Connected, ConnectError> {
     let (sender, connection) = http1::Builder::new()
         .max_headers(MAX_FIELDS)
         .max_header_size(MAX_HEAD)
         .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ConnectError::Io(io::Error::other(error)))?;
-    if upgrades {
+    let driver = if upgrades {
         tokio::spawn(async move {
             let _open = open;
             // Errors reach the request that is using the connection; an idle one just ends.
             let _ = connection.with_upgrades().await;
-        });
+        })
     } else {
         tokio::spawn(async move {
             let _open = open;
             let _ = connection.await;
-        });
-    }
-    Ok(Sender::H1(sender))
+        })
+    };
+    Ok(Connected { sender: Sender::H1(sender), task: driver.abort_handle() })
 }
 
-async fn handshake_h2(io: UpstreamIo, open: OpenConnection) -> Result<Sender, ConnectError> {
+async fn handshake_h2(io: UpstreamIo, open: OpenConnection) -> Result<Connected, ConnectError> {
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(H2_STREAM_WINDOW)
@@ -220,13 +230,13 @@ async fn handshake_h2(io: UpstreamIo, open: OpenConnection) -> Result<Sender, Co
         .await
         .map_err(|error| ConnectError::Io(io::Error::other(error)))?;
     let mut connection = Box::pin(connection);
-    tokio::spawn(std::future::poll_fn(move |cx| {
+    let driver = tokio::spawn(std::future::poll_fn(move |cx| {
         let ended = connection.as_mut().poll(cx);
         open.allows_streams(connection.current_max_send_streams());
         // Errors reach the requests that are using the connection.
         ended.map(|_| ())
     }));
-    Ok(Sender::H2(sender))
+    Ok(Connected { sender: Sender::H2(sender), task: driver.abort_handle() })
 }
 
 type Attempts = Vec<Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>>;

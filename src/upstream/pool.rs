@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
+use crate::balance::clock;
 use crate::config;
 use crate::http::body::RequestBody;
 use crate::telemetry::metrics::EndpointMetrics;
-use crate::upstream::connect::{ConnectError, Destination, Sender};
+use crate::upstream::connect::{ConnectError, Connected, Destination, Sender};
 
 /// How long a connection may take to become ready again after its response ended, before it is closed: the upstream may have
 /// answered without reading the request body, and such a connection never becomes ready.
@@ -54,6 +56,7 @@ struct Kept {
 #[derive(Debug)]
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
+    task: AbortHandle,
     since: Instant,
 }
 
@@ -70,6 +73,8 @@ struct Streams {
     open: AtomicUsize,
     /// As many as the upstream allows; its driver keeps it up to date.
     max: AtomicUsize,
+    /// When the last stream ended, [`clock::nanos`].
+    idle_since: AtomicU64,
 }
 
 /// Counts an open connection as long as it lives.
@@ -102,6 +107,9 @@ pub struct Lease {
     pub sender: Option<Sender>,
     /// Whether an earlier request used it: then it may have been closed by the upstream in the meantime.
     pub reused: bool,
+    /// What drives an HTTP/1.1 connection. A request that ends early leaves it in the middle of something, and hyper may go on with that
+    /// for as long as the other side likes; so it is ended at once.
+    task: Option<AbortHandle>,
     pool: Arc<EndpointPool>,
     worker: usize,
     streams: Option<Arc<Streams>>,
@@ -109,7 +117,11 @@ pub struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
         if let Some(streams) = &self.streams {
+            streams.idle_since.store(clock::nanos(Instant::now()), Relaxed);
             streams.open.fetch_sub(1, Relaxed);
             self.pool.freed.notify_one();
         }
@@ -170,7 +182,7 @@ impl EndpointPool {
                 return self.checkout_h2(worker);
             }
             if idle.sender.is_ready() {
-                return Some(self.lease(Sender::H1(idle.sender), worker, true, None));
+                return Some(self.lease(Sender::H1(idle.sender), Some(idle.task), worker, true, None));
             }
         }
         drop(kept);
@@ -186,11 +198,24 @@ impl EndpointPool {
         let shared = kept.h2.iter().filter(|shared| shared.has_room()).min_by_key(|shared| shared.streams.open.load(Relaxed))?.clone();
         shared.streams.open.fetch_add(1, Relaxed);
         drop(kept);
-        Some(self.lease(Sender::H2(shared.sender), worker, true, Some(shared.streams)))
+        Some(self.lease(Sender::H2(shared.sender), None, worker, true, Some(shared.streams)))
     }
 
-    fn lease(self: &Arc<Self>, sender: Sender, worker: usize, reused: bool, streams: Option<Arc<Streams>>) -> Lease {
-        Lease { sender: Some(sender), reused, pool: Arc::clone(self), worker, streams }
+    /// A stream on an HTTP/2 connection of any worker, for where no connection of one's own may be opened.
+    pub fn borrow(self: &Arc<Self>, worker: usize) -> Option<Lease> {
+        let shards = self.shards.len();
+        (0..shards).find_map(|next| self.checkout_h2((worker + next) % shards))
+    }
+
+    fn lease(
+        self: &Arc<Self>,
+        sender: Sender,
+        task: Option<AbortHandle>,
+        worker: usize,
+        reused: bool,
+        streams: Option<Arc<Streams>>,
+    ) -> Lease {
+        Lease { sender: Some(sender), task, reused, pool: Arc::clone(self), worker, streams }
     }
 
     /// Opens a connection, or `None` when `max_connections` are open and none of them is idle.
@@ -209,13 +234,13 @@ impl EndpointPool {
         Some(match tokio::time::timeout(timeout, connecting).await {
             Err(_) => Err(ConnectError::Timeout),
             Ok(Err(error)) => Err(error),
-            Ok(Ok(Sender::H1(sender))) => Ok(self.lease(Sender::H1(sender), worker, false, None)),
-            Ok(Ok(Sender::H2(sender))) => {
+            Ok(Ok(Connected { sender: Sender::H1(sender), task })) => Ok(self.lease(Sender::H1(sender), Some(task), worker, false, None)),
+            Ok(Ok(Connected { sender: Sender::H2(sender), .. })) => {
                 streams.open.store(1, Relaxed);
                 self.shard(worker).h2.push(Shared { sender: sender.clone(), streams: Arc::clone(&streams) });
                 // Other requests may have waited for this one to be made.
                 self.freed.notify_waiters();
-                Ok(self.lease(Sender::H2(sender), worker, false, Some(streams)))
+                Ok(self.lease(Sender::H2(sender), None, worker, false, Some(streams)))
             }
         })
     }
@@ -234,8 +259,8 @@ impl EndpointPool {
         Some(match tokio::time::timeout(timeout, self.destination.connect(addresses, open, true)).await {
             Err(_) => Err(ConnectError::Timeout),
             Ok(Err(error)) => Err(error),
-            Ok(Ok(Sender::H1(sender))) => Ok(sender),
-            Ok(Ok(Sender::H2(_))) => Err(ConnectError::Protocol("a WebSocket needs an HTTP/1.1 endpoint")),
+            Ok(Ok(Connected { sender: Sender::H1(sender), .. })) => Ok(sender),
+            Ok(Ok(Connected { sender: Sender::H2(_), .. })) => Err(ConnectError::Protocol("a WebSocket needs an HTTP/1.1 endpoint")),
         })
     }
 
@@ -253,7 +278,7 @@ impl EndpointPool {
         }
         self.metrics.connection_opened(worker);
         // 100 is what HTTP/2 suggests a peer should allow at least (RFC 9113, 6.5.2).
-        let streams = Arc::new(Streams { open: AtomicUsize::new(0), max: AtomicUsize::new(100) });
+        let streams = Arc::new(Streams { open: AtomicUsize::new(0), max: AtomicUsize::new(100), idle_since: AtomicU64::new(0) });
         Some(OpenConnection { pool: Arc::clone(self), worker, streams })
     }
 
@@ -290,15 +315,16 @@ impl EndpointPool {
         // Oldest first, since connections are pushed as they become idle.
         let fresh = kept.idle.iter().position(|idle| now.saturating_duration_since(idle.since) < idle_timeout).unwrap_or(kept.idle.len());
         let stale: Vec<_> = kept.idle.drain(..fresh).collect();
-        kept.h2.retain(|shared| !shared.sender.is_closed());
+        // Streams are counted under this lock, so one without any gets none while it is let go.
+        kept.h2.retain(|shared| !shared.sender.is_closed() && shared.idle_for(now).is_none_or(|idle| idle < idle_timeout));
         drop(kept);
         drop(stale);
     }
 
-    fn give_back(&self, sender: http1::SendRequest<RequestBody>, worker: usize) {
+    fn give_back(&self, sender: http1::SendRequest<RequestBody>, task: AbortHandle, worker: usize) {
         let mut kept = self.shard(worker);
         if kept.idle.len() < self.max_idle {
-            kept.idle.push(Idle { sender, since: Instant::now() });
+            kept.idle.push(Idle { sender, task, since: Instant::now() });
         }
         drop(kept);
         if self.waiting.load(Relaxed) > 0 {
@@ -311,6 +337,11 @@ impl Shared {
     fn has_room(&self) -> bool {
         !self.sender.is_closed() && self.streams.open.load(Relaxed) < self.streams.max.load(Relaxed)
     }
+    /// How long there has been no stream on it; `None` while there is one.
+    fn idle_for(&self, now: Instant) -> Option<Duration> {
+        let idle = self.streams.open.load(Relaxed) == 0;
+        idle.then(|| now.saturating_duration_since(clock::instant(self.streams.idle_since.load(Relaxed))))
+    }
 }
 
 impl Lease {
@@ -319,18 +350,31 @@ impl Lease {
         &self.pool
     }
 
-    /// Gives the connection back after request and response both ended cleanly.
-    pub fn give_back(mut self) {
-        let Some(Sender::H1(mut sender)) = self.sender.take() else { return };
-        if sender.is_ready() {
-            self.pool.give_back(sender, self.worker);
-        } else if !sender.is_closed() {
-            let (pool, worker) = (Arc::clone(&self.pool), self.worker);
-            tokio::spawn(async move {
-                if let Ok(Ok(())) = tokio::time::timeout(READY_AGAIN, std::future::poll_fn(|cx| sender.poll_ready(cx))).await {
-                    pool.give_back(sender, worker);
-                }
-            });
+    /// What ends an HTTP/1.1 connection at once.
+    pub fn task(&self) -> Option<&AbortHandle> {
+        self.task.as_ref()
+    }
+
+    /// The response ended as it should. A `reusable` connection goes back once the request has ended as well; one that has not within a
+    /// second (the upstream answered without reading it) is closed.
+    pub fn give_back(mut self, reusable: bool) {
+        let (Some(Sender::H1(mut sender)), Some(task)) = (self.sender.take(), self.task.take()) else { return };
+        if sender.is_closed() {
+            return;
         }
+        if sender.is_ready() {
+            if reusable {
+                self.pool.give_back(sender, task, self.worker);
+            }
+            return;
+        }
+        let (pool, worker) = (Arc::clone(&self.pool), self.worker);
+        tokio::spawn(async move {
+            match tokio::time::timeout(READY_AGAIN, std::future::poll_fn(|cx| sender.poll_ready(cx))).await {
+                Ok(Ok(())) if reusable => pool.give_back(sender, task, worker),
+                Ok(_) => {}
+                Err(_) => task.abort(),
+            }
+        });
     }
 }
