@@ -3,6 +3,7 @@
 pub mod answer;
 mod deadline;
 pub mod handle;
+pub mod mirror;
 pub mod route;
 pub mod shared;
 pub mod snapshot;

@@ -9,6 +9,7 @@ use crate::config::Problems;
 use crate::config::server::Log;
 use crate::config::upstream as config;
 use crate::middleware::{auth, rate_limit};
+use crate::targets::mirror;
 use crate::telemetry::access_log::{AccessLog, Options};
 use crate::telemetry::events;
 use crate::telemetry::metrics::Metrics;
@@ -27,6 +28,8 @@ pub struct Shared {
     pub limits: Arc<rate_limit::Registry>,
     /// Authenticators that serve now.
     pub auth: auth::Registry,
+    /// Room for copies of mirrored requests.
+    pub mirrors: Arc<mirror::Room>,
     /// Runtime of background work; `None` when a configuration is only checked.
     pub control: Option<tokio::runtime::Handle>,
     upstreams: Mutex<HashMap<String, Weak<UpstreamState>>>,
@@ -56,6 +59,7 @@ impl Shared {
             metrics: Metrics::new(workers, env!("CARGO_PKG_VERSION"), crate::COMMIT),
             limits,
             auth: auth::Registry::default(),
+            mirrors: mirror::Room::new(workers),
             control,
             upstreams: Mutex::default(),
             pools: Mutex::default(),
@@ -182,6 +186,7 @@ impl Observer for Watcher {
     }
     fn lookup_failed(&self, upstream: &str, name: &str, error: &str) {
         events::discovery_failed(upstream, &format_args!("{name}: {error}"));
+        self.metrics.upstream(upstream).lookup_failed();
     }
     fn endpoint_removed(&self, _: &str, _: &str) {
         self.metrics.retain();

@@ -9,6 +9,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, response};
 use http_body_util::BodyExt;
 
+use crate::config::upstream::Protocol;
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Cut, Source};
 use crate::gateway::handle::{Answer, Context};
@@ -38,6 +39,17 @@ pub struct UpstreamHandle {
     pub metrics: Arc<UpstreamMetrics>,
     /// TLS towards its endpoints.
     pub tls: Option<Arc<ClientTls>>,
+}
+
+impl UpstreamHandle {
+    /// Whether connections to it can be HTTP/2.
+    fn may_speak_h2(&self) -> bool {
+        match self.upstream.protocol {
+            Protocol::H2 => true,
+            Protocol::Auto => self.tls.is_some(),
+            Protocol::Http1 => false,
+        }
+    }
 }
 
 /// What answers.
@@ -125,16 +137,20 @@ impl Route {
         let Outgoing { target, mut headers } = outgoing;
         let deadline = grpc_headers(cx, ex, self.timeout, &mut headers)?;
         let may_repeat = idempotent(&ex.method, &headers);
-        let body = self.call_body(ex, cx, may_repeat && self.retry.is_some());
+        // Over HTTP/2 an upstream may say of any request that it did not take it, also when part of the body is gone.
+        let may_be_refused = self.retry.is_some() && handle.may_speak_h2();
+        let body = self.call_body(ex, cx, may_repeat || may_be_refused);
         if cx.seen.content_length() {
             headers.remove(CONTENT_LENGTH);
         }
+        let host = self.host(ex);
+        self.copy(ex, cx, &target, &headers, host.as_ref());
         let hash = hash_of(&handle.upstream, ex, &headers);
         let call = Call {
             worker: ex.worker,
             method: &ex.method,
             target,
-            host: self.host(ex),
+            host,
             headers,
             body,
             retry: self.retry.as_ref(),
@@ -228,7 +244,7 @@ async fn until_expired<F: Future>(cx: &Context<'_>, future: F) -> Option<F::Outp
 }
 
 /// The hash of the first key present, for `consistent_hash`; nothing is looked at otherwise.
-fn hash_of(upstream: &Upstream, ex: &Exchange, headers: &HeaderMap) -> Option<u64> {
+pub(super) fn hash_of(upstream: &Upstream, ex: &Exchange, headers: &HeaderMap) -> Option<u64> {
     key_hash(upstream.hash_selectors(), ex, headers)
 }
 

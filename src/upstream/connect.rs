@@ -27,6 +27,8 @@ use crate::upstream::pool::OpenConnection;
 const MAX_HEAD: usize = 64 << 10;
 /// Wait before the next address is tried beside the ones under way (RFC 8305, 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Most interim (1xx) responses before the final one.
+const MAX_INTERIM: u32 = 16;
 /// HTTP/2 windows towards upstreams: small, so that a slow client cannot park megabytes in the gateway.
 const H2_STREAM_WINDOW: u32 = 256 << 10;
 const H2_CONNECTION_WINDOW: u32 = 2 << 20;
@@ -129,7 +131,7 @@ impl H1 {
 
 /// A byte stream to an endpoint.
 #[derive(Debug)]
-pub enum UpstreamIo {
+pub enum Wire {
     /// TCP in clear.
     Tcp(TcpStream),
     /// TLS over TCP.
@@ -138,18 +140,66 @@ pub enum UpstreamIo {
     Unix(UnixStream),
 }
 
+/// A byte stream to an endpoint that ends the connection when interim (1xx) responses do not end: hyper reads over any number of
+/// them, and tells of each only at the price of allocations for every request.
+#[derive(Debug)]
+pub struct UpstreamIo {
+    wire: Wire,
+    interim: u32,
+    /// Whether what is read belongs to a final response.
+    in_final: bool,
+}
+
+/// The upstream sent more than [`MAX_INTERIM`] interim responses.
+#[derive(Debug)]
+pub struct TooManyInterim;
+
+impl fmt::Display for TooManyInterim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("too many interim responses")
+    }
+}
+
+impl std::error::Error for TooManyInterim {}
+
+impl UpstreamIo {
+    fn new(wire: Wire) -> Self {
+        Self { wire, interim: 0, in_final: false }
+    }
+
+    /// Counts the interim heads at the start of what was read. Heads that are cut by the end of a read count once more or not at
+    /// all; the bound is for floods.
+    fn count_interim(&mut self, bytes: &[u8]) -> io::Result<()> {
+        const HEAD: &[u8] = b"HTTP/1.";
+        let is_interim = |bytes: &[u8]| bytes.len() > 9 && bytes.starts_with(HEAD) && bytes.get(8..10) == Some(b" 1");
+        let mut rest = bytes;
+        while is_interim(rest) {
+            self.interim += 1;
+            if self.interim > MAX_INTERIM {
+                return Err(io::Error::other(TooManyInterim));
+            }
+            match rest.windows(4).position(|end| end == b"\r\n\r\n") {
+                Some(end) => rest = rest.get(end + 4..).unwrap_or_default(),
+                None => return Ok(()),
+            }
+        }
+        self.in_final = !rest.is_empty();
+        Ok(())
+    }
+}
+
 macro_rules! each {
     ($self:expr, $io:ident => $call:expr) => {
-        match $self.get_mut() {
-            UpstreamIo::Tcp(io) => {
+        match &mut $self.get_mut().wire {
+            Wire::Tcp(io) => {
                 let $io = Pin::new(io);
                 $call
             }
-            UpstreamIo::Tls(io) => {
+            Wire::Tls(io) => {
                 let $io = Pin::new(io.as_mut());
                 $call
             }
-            UpstreamIo::Unix(io) => {
+            Wire::Unix(io) => {
                 let $io = Pin::new(io);
                 $call
             }
@@ -158,23 +208,30 @@ macro_rules! each {
 }
 
 impl AsyncRead for UpstreamIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self, io => io.poll_read(cx, buf))
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        std::task::ready!(each!(self.as_mut(), io => io.poll_read(cx, buf)))?;
+        if !self.in_final {
+            self.count_interim(buf.filled().get(before..).unwrap_or_default())?;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for UpstreamIo {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.as_mut().get_mut().request_written();
         each!(self, io => io.poll_write(cx, buf))
     }
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.as_mut().get_mut().request_written();
         each!(self, io => io.poll_write_vectored(cx, bufs))
     }
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Tcp(io) => io.is_write_vectored(),
-            Self::Tls(io) => io.is_write_vectored(),
-            Self::Unix(io) => io.is_write_vectored(),
+        match &self.wire {
+            Wire::Tcp(io) => io.is_write_vectored(),
+            Wire::Tls(io) => io.is_write_vectored(),
+            Wire::Unix(io) => io.is_write_vectored(),
         }
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -182,6 +239,16 @@ impl AsyncWrite for UpstreamIo {
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, io => io.poll_shutdown(cx))
+    }
+}
+
+impl UpstreamIo {
+    /// A request, or more of one, goes out: the next head is that of its response.
+    fn request_written(&mut self) {
+        if self.in_final {
+            self.in_final = false;
+            self.interim = 0;
+        }
     }
 }
 
@@ -210,15 +277,15 @@ impl Destination {
     /// [`ConnectError`]; the caller adds the timeout.
     pub async fn open(&self, addresses: &[SocketAddr], http1_only: bool) -> Result<UpstreamIo, ConnectError> {
         if let Address::Unix(path) = &self.address {
-            return UnixStream::connect(path).await.map(UpstreamIo::Unix).map_err(ConnectError::Io);
+            return UnixStream::connect(path).await.map(|io| UpstreamIo::new(Wire::Unix(io))).map_err(ConnectError::Io);
         }
         let tcp = happy_eyeballs(addresses).await.map_err(ConnectError::Io)?;
         // Latency beats packing: heads and chunks are written whole.
         tcp.set_nodelay(true).map_err(ConnectError::Io)?;
         match &self.tls {
-            None => Ok(UpstreamIo::Tcp(tcp)),
+            None => Ok(UpstreamIo::new(Wire::Tcp(tcp))),
             Some(tls) => match tls.connect(tcp, &self.tls_name, http1_only).await {
-                Ok((stream, _)) => Ok(UpstreamIo::Tls(Box::new(stream))),
+                Ok((stream, _)) => Ok(UpstreamIo::new(Wire::Tls(Box::new(stream)))),
                 Err(error) => Err(ConnectError::Tls(error)),
             },
         }
@@ -230,9 +297,9 @@ impl Destination {
     /// [`ConnectError`]; the caller adds the timeout.
     pub async fn connect(&self, addresses: &[SocketAddr], open: OpenConnection) -> Result<Sender, ConnectError> {
         let io = self.open(addresses, false).await?;
-        let h2 = match (&io, self.protocol) {
-            (UpstreamIo::Tls(tls), Protocol::Auto) => crate::tls::negotiated(tls.get_ref().1) == Alpn::H2,
-            (UpstreamIo::Tls(tls), Protocol::H2) => {
+        let h2 = match (&io.wire, self.protocol) {
+            (Wire::Tls(tls), Protocol::Auto) => crate::tls::negotiated(tls.get_ref().1) == Alpn::H2,
+            (Wire::Tls(tls), Protocol::H2) => {
                 if crate::tls::negotiated(tls.get_ref().1) != Alpn::H2 {
                     return Err(ConnectError::Protocol("the endpoint does not offer HTTP/2"));
                 }
@@ -358,6 +425,26 @@ mod tests {
 
     fn run<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn interim_responses_are_counted_per_request_and_bodies_are_not_looked_at() {
+        run(async {
+            let (socket, _peer) = tokio::net::UnixStream::pair().unwrap();
+            let mut io = UpstreamIo::new(Wire::Unix(socket));
+            let interim = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n";
+            for _ in 0..MAX_INTERIM {
+                io.count_interim(interim).unwrap();
+            }
+            assert!(!io.in_final);
+            assert!(io.count_interim(interim).unwrap_err().get_ref().unwrap().is::<TooManyInterim>());
+            let mut io = UpstreamIo::new(Wire::Unix(tokio::net::UnixStream::pair().unwrap().0));
+            io.count_interim(&[interim.as_slice(), interim, b"HTTP/1.1 200 OK\r\n\r\n"].concat()).unwrap();
+            assert_eq!((io.interim, io.in_final), (2, true));
+            io.request_written();
+            assert_eq!((io.interim, io.in_final), (0, false));
+            assert!(io.count_interim(&interim.repeat(17)).is_err());
+        });
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::{http1, http2};
 use tokio::sync::Notify;
 
+use crate::balance::clock;
 use crate::config;
 use crate::http::body::RequestBody;
 use crate::telemetry::metrics::EndpointMetrics;
@@ -70,6 +71,8 @@ struct Streams {
     open: AtomicUsize,
     /// As many as the upstream allows; its driver keeps it up to date.
     max: AtomicUsize,
+    /// When the last stream ended, [`clock::nanos`].
+    idle_since: AtomicU64,
 }
 
 /// Counts an open connection as long as it lives.
@@ -110,6 +113,7 @@ pub struct Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(streams) = &self.streams {
+            streams.idle_since.store(clock::nanos(Instant::now()), Relaxed);
             streams.open.fetch_sub(1, Relaxed);
             self.pool.freed.notify_one();
         }
@@ -189,6 +193,12 @@ impl EndpointPool {
         Some(self.lease(Sender::H2(shared.sender), worker, true, Some(shared.streams)))
     }
 
+    /// A stream on an HTTP/2 connection of any worker, for where no connection of one's own may be opened.
+    pub fn borrow(self: &Arc<Self>, worker: usize) -> Option<Lease> {
+        let shards = self.shards.len();
+        (0..shards).find_map(|next| self.checkout_h2((worker + next) % shards))
+    }
+
     fn lease(self: &Arc<Self>, sender: Sender, worker: usize, reused: bool, streams: Option<Arc<Streams>>) -> Lease {
         Lease { sender: Some(sender), reused, pool: Arc::clone(self), worker, streams }
     }
@@ -239,7 +249,7 @@ impl EndpointPool {
     fn reserve(self: &Arc<Self>, worker: usize) -> Option<OpenConnection> {
         let taken = |open: usize| (open < self.max_connections).then_some(open + 1);
         if self.open.try_update(Relaxed, Relaxed, taken).is_err() {
-            // Its count is given back when its task has seen that the sender is gone; it is replaced, not added to.
+            // Its count is given back when it is dropped.
             let other = (0..self.shards.len()).find_map(|worker| {
                 let mut kept = self.shard(worker);
                 (!kept.idle.is_empty()).then(|| kept.idle.remove(0))
@@ -249,7 +259,7 @@ impl EndpointPool {
         }
         self.metrics.connection_opened(worker);
         // 100 is what HTTP/2 suggests a peer should allow at least (RFC 9113, 6.5.2).
-        let streams = Arc::new(Streams { open: AtomicUsize::new(0), max: AtomicUsize::new(100) });
+        let streams = Arc::new(Streams { open: AtomicUsize::new(0), max: AtomicUsize::new(100), idle_since: AtomicU64::new(0) });
         Some(OpenConnection { pool: Arc::clone(self), worker, streams })
     }
 
@@ -288,7 +298,8 @@ impl EndpointPool {
         let mut stale: Vec<_> = kept.idle.drain(..fresh).collect();
         // Those that the upstream has closed go as well.
         stale.extend(kept.idle.extract_if(.., |idle| !idle.connection.is_ready()));
-        kept.h2.retain(|shared| !shared.sender.is_closed());
+        // Streams are counted under this lock, so one without any gets none while it is let go.
+        kept.h2.retain(|shared| !shared.sender.is_closed() && shared.idle_for(now).is_none_or(|idle| idle < idle_timeout));
         drop(kept);
         drop(stale);
     }
@@ -312,6 +323,11 @@ impl Shared {
     fn has_room(&self) -> bool {
         !self.sender.is_closed() && self.streams.open.load(Relaxed) < self.streams.max.load(Relaxed)
     }
+    /// How long there has been no stream on it; `None` while there is one.
+    fn idle_for(&self, now: Instant) -> Option<Duration> {
+        let idle = self.streams.open.load(Relaxed) == 0;
+        idle.then(|| now.saturating_duration_since(clock::instant(self.streams.idle_since.load(Relaxed))))
+    }
 }
 
 impl Lease {
@@ -327,18 +343,26 @@ impl Lease {
         }
     }
 
-    /// Gives the connection back after request and response both ended cleanly. It counts as idle since `since`.
-    pub fn give_back(mut self, since: Instant) {
+    /// The response ended as it should. A `reusable` connection goes back once the request has ended as well, idle since `since`; one
+    /// that has not within a second (the upstream answered without reading it) is closed.
+    pub fn give_back(mut self, reusable: bool, since: Instant) {
         let Some(Sender::H1(mut connection)) = self.sender.take() else { return };
         if connection.is_ready() {
-            self.pool.give_back(connection, self.worker, since);
-        } else if !connection.is_closed() {
-            let (pool, worker) = (Arc::clone(&self.pool), self.worker);
-            tokio::spawn(async move {
-                if let Ok(true) = tokio::time::timeout(READY_AGAIN, connection.ready()).await {
-                    pool.give_back(connection, worker, Instant::now());
-                }
-            });
+            if reusable {
+                self.pool.give_back(connection, self.worker, since);
+            }
+            return;
         }
+        if connection.is_closed() {
+            return;
+        }
+        let (pool, worker) = (Arc::clone(&self.pool), self.worker);
+        tokio::spawn(async move {
+            if let Ok(true) = tokio::time::timeout(READY_AGAIN, connection.ready()).await
+                && reusable
+            {
+                pool.give_back(connection, worker, Instant::now());
+            }
+        });
     }
 }

@@ -1,0 +1,39 @@
+//! Tollgate from outside: each test runs a gateway of its own on free loopback ports, with upstreams and clients that behave as badly as
+//! the real ones do.
+// A test that fails says so by a panic, wherever the failing line is.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::too_many_lines, clippy::large_futures, missing_docs)]
+
+mod support;
+
+mod access_log;
+mod admin;
+mod aggregate;
+mod auth;
+mod body_limit;
+mod config_reference;
+mod cors;
+mod drain;
+mod errors;
+mod faults;
+mod forwarded;
+mod framing;
+mod grpc;
+mod header_rules;
+mod health;
+mod http2;
+mod ip_rules;
+mod limits;
+mod metrics;
+mod normalisation;
+mod proxying;
+mod rate_limit;
+mod reload;
+mod retries;
+mod rewrite;
+mod routing;
+mod split;
+mod streaming;
+mod timeouts;
+mod tls;
+mod upstream_responses;
+mod websocket;
