@@ -1,12 +1,17 @@
 //! The command line: `tollgate [OPTIONS] [COMMAND]`. Flags beat environment variables, these beat the file, the file beats defaults.
 
+pub mod explain;
+pub mod serve;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use tollgate::config::Config;
+use tollgate::config::problem::Report;
 use tollgate::config::server::{Admin, Listener, LogLevel};
+use tollgate::config::{Config, load};
+use tollgate::gateway::{Shared, Snapshot, compile};
 
 /// Done; for `explain`: a route matched.
 pub const DONE: u8 = 0;
@@ -16,6 +21,8 @@ pub const FAILED: u8 = 1;
 pub const BAD_CONFIG: u8 = 2;
 /// `explain` found no route.
 pub const NO_ROUTE: u8 = 3;
+/// Longest wait of `health`.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// A fast reverse-proxy API gateway: one binary, one YAML file.
 #[derive(Debug, Parser)]
@@ -175,33 +182,48 @@ fn date(text: &str) -> Result<String, String> {
     if (1..=days).contains(&day) { Ok(text.to_owned()) } else { Err(format!("{text} is not a day of the calendar")) }
 }
 
-/// `check`: prints all problems of the configuration.
-pub fn check(options: &Options) -> io::Result<ExitCode> {
-    use tollgate::config::{load, resolve, validate};
+/// Loads and compiles the configuration without starting anything: what a load does except network and binding.
+pub(crate) fn compiled(options: &Options) -> Result<Snapshot, Vec<Report>> {
     let mut loaded = load::load(&load::Source::File(options.config.clone()));
     options.apply(&mut loaded.config);
-    let mut problems = std::mem::take(&mut loaded.problems);
-    validate::validate(&loaded.config, &mut problems);
-    let routes = resolve::routes(&loaded.config, &mut problems);
-    loaded.problems = problems;
-    report(&loaded, routes.len())
+    compile(&Shared::new(1, None), loaded, None, 1)
 }
 
-/// Prints the problems of `loaded`, or that there are none.
-pub fn report(loaded: &tollgate::config::load::Loaded, routes: usize) -> io::Result<ExitCode> {
-    let reports = loaded.reports();
+/// `check`: prints all problems of the configuration.
+pub fn check(options: &Options) -> io::Result<ExitCode> {
+    match compiled(options) {
+        Ok(snapshot) => {
+            print_reports(&snapshot.source.warnings)?;
+            let files = snapshot.source.files.join(", ");
+            writeln!(io::stdout(), "{files}: ok ({} routes, {} upstreams)", snapshot.routes.len(), snapshot.upstreams.len())?;
+            Ok(ExitCode::from(DONE))
+        }
+        Err(reports) => {
+            print_reports(&reports)?;
+            let errors = reports.iter().filter(|report| !report.warning).count();
+            writeln!(io::stderr(), "{errors} problem{}", if errors == 1 { "" } else { "s" })?;
+            Ok(ExitCode::from(BAD_CONFIG))
+        }
+    }
+}
+
+/// Prints problems, each with its place, line and help.
+pub(crate) fn print_reports(reports: &[Report]) -> io::Result<()> {
     let mut err = io::stderr().lock();
-    for report in &reports {
-        writeln!(err, "{report}\n")?;
-    }
-    let errors = reports.iter().filter(|report| !report.warning).count();
-    if errors > 0 {
-        writeln!(err, "{errors} problem{}", if errors == 1 { "" } else { "s" })?;
-        return Ok(ExitCode::from(BAD_CONFIG));
-    }
-    let files = loaded.files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>().join(", ");
-    writeln!(io::stdout(), "{files}: ok ({routes} routes, {} upstreams)", loaded.config.upstreams.len())?;
-    Ok(ExitCode::from(DONE))
+    reports.iter().try_for_each(|report| writeln!(err, "{report}\n"))
+}
+
+/// `health`: asks the admin listener of the configuration for `/ready`.
+pub fn health(options: &Options) -> io::Result<ExitCode> {
+    let mut loaded = load::load(&load::Source::File(options.config.clone()));
+    options.apply(&mut loaded.config);
+    let Some(admin) = &loaded.config.admin else {
+        return Err(io::Error::other(format!("{} has no `admin` to ask", options.config.display())));
+    };
+    let address = admin.address.parse().map_err(|_| io::Error::other(format!("`{}` is not an address", admin.address)))?;
+    let (status, body) = tollgate::admin::client::ready(address, PATIENCE)?;
+    writeln!(io::stdout(), "{}", body.trim_end())?;
+    Ok(ExitCode::from(if status == 200 { DONE } else { FAILED }))
 }
 
 /// `schema`: prints the JSON Schema of `gateway.yaml`.
@@ -219,30 +241,10 @@ pub fn version() -> io::Result<ExitCode> {
 
 /// `key new`: prints a key and its entry.
 pub fn key_new(new: &NewKey) -> io::Result<ExitCode> {
-    let (key, entry) = make_key(new).map_err(|()| io::Error::other("the system gives no random numbers"))?;
+    let (key, entry) = tollgate::middleware::auth::new_key(&new.id, &new.scopes, new.expires.as_deref()).map_err(io::Error::other)?;
     let mut out = io::stdout().lock();
     writeln!(out, "key (shown only now; give it to {}):\n  {key}\n\nentry for `api_key.keys`:\n  {entry}", new.id)?;
     Ok(ExitCode::from(DONE))
-}
-
-/// A fresh key and the entry that knows it.
-fn make_key(new: &NewKey) -> Result<(String, String), ()> {
-    use base64::Engine;
-    let mut secret = [0_u8; 32];
-    aws_lc_rs::rand::fill(&mut secret).map_err(|_| ())?;
-    let key = format!("tg_{}_{}", new.id, base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(secret));
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.as_bytes());
-    let hash = digest.as_ref().iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-    let quote = |text: &str| serde_json::Value::from(text).to_string();
-    let mut entry = format!("- {{ id: {}, sha256: \"{hash}\"", quote(&new.id));
-    if !new.scopes.is_empty() {
-        entry.push_str(&format!(", scopes: [{}]", new.scopes.iter().map(|scope| quote(scope)).collect::<Vec<_>>().join(", ")));
-    }
-    if let Some(expires) = &new.expires {
-        entry.push_str(&format!(", expires: {expires}"));
-    }
-    entry.push_str(" }");
-    Ok((key, entry))
 }
 
 #[cfg(test)]

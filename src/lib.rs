@@ -10,6 +10,7 @@ pub mod gateway;
 pub mod health;
 pub mod http;
 pub mod middleware;
+pub mod random;
 pub mod router;
 pub mod server;
 pub mod targets;
@@ -17,3 +18,9 @@ pub mod telemetry;
 pub mod tls;
 pub mod units;
 pub mod upstream;
+
+/// The commit this program was built from, if the build said so (`TOLLGATE_COMMIT`).
+pub const COMMIT: &str = match option_env!("TOLLGATE_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};

@@ -93,9 +93,9 @@ impl fmt::Display for Duration {
         let ms = self.0.as_millis();
         match ms {
             0 => f.write_str("0s"),
-            _ if ms % 3_600_000 == 0 => write!(f, "{}h", ms / 3_600_000),
-            _ if ms % 60_000 == 0 => write!(f, "{}m", ms / 60_000),
-            _ if ms % 1_000 == 0 => write!(f, "{}s", ms / 1_000),
+            _ if ms.is_multiple_of(3_600_000) => write!(f, "{}h", ms / 3_600_000),
+            _ if ms.is_multiple_of(60_000) => write!(f, "{}m", ms / 60_000),
+            _ if ms.is_multiple_of(1_000) => write!(f, "{}s", ms / 1_000),
             _ => write!(f, "{ms}ms"),
         }
     }
@@ -423,4 +423,91 @@ fn whole_number(text: &str) -> Option<u64> {
 fn split_number(text: &str) -> Option<(u64, &str)> {
     let end = text.bytes().position(|b| !b.is_ascii_digit())?;
     Some((whole_number(&text[..end])?, &text[end..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::{Debug, Display};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn round_trip<T: FromStr<Err = String> + Display + Debug + PartialEq>(value: &T) {
+        let text = value.to_string();
+        assert_eq!(text.parse::<T>().as_ref(), Ok(value), "{text}");
+    }
+
+    fn refused<T: FromStr<Err = String> + Debug>(texts: &[&str]) {
+        for text in texts {
+            let error = text.parse::<T>().expect_err(text);
+            assert!(error.len() > 20, "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn durations_sizes_and_rates_mean_what_the_contract_says() {
+        assert_eq!("500ms".parse(), Ok(Duration::from_millis(500)));
+        assert_eq!("2m".parse(), Ok(Duration::from_secs(120)));
+        assert_eq!("1h".parse(), Ok(Duration::from_secs(3600)));
+        assert_eq!("0s".parse(), Ok(Duration::from_secs(0)));
+        assert_eq!("64KiB".parse(), Ok(Size(65_536)));
+        assert_eq!("1GiB".parse(), Ok(Size(1 << 30)));
+        assert_eq!("10000/d".parse(), Ok(Rate { count: 10_000, per: std::time::Duration::from_secs(86_400) }));
+        assert_eq!("1KiB/s".parse(), Ok(ByteRate(1024)));
+        assert_eq!("12.5%".parse(), Ok(Percent(12.5)));
+        assert_eq!("204".parse(), Ok(StatusRange { from: 204, to: 204 }));
+    }
+
+    #[test]
+    fn what_is_not_a_value_is_refused_with_an_example() {
+        refused::<Duration>(&["", "5", "s", "5 s", "-5s", "+5s", "1.5s", "5S", "5d", "99999999999999999999s", "900001h"]);
+        refused::<Size>(&["", "5", "5KB", "5 KiB", "-1B", "5kib", "18446744073709551615GiB"]);
+        refused::<Rate>(&["", "5", "/s", "5/", "0/s", "5/w", "1.5/s", "2000000000/s"]);
+        refused::<ByteRate>(&["", "1KiB", "0B/s", "1KiB/m"]);
+        refused::<Percent>(&["", "5", "%", "101%", "-1%", "1e1%", "nan%", "1.2.3%"]);
+        refused::<StatusRange>(&["", "99", "1000", "300-200", "2xx", "200-", "-200"]);
+        refused::<Selector>(&["", "IP", "header:", "header:a b", "cookie", "claim:x"]);
+    }
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let secret = Secret::new("hunter2");
+        assert_eq!(format!("{secret:?}"), "***");
+        assert_eq!(serde_json::to_string(&secret).unwrap(), "\"***\"");
+    }
+
+    proptest! {
+        #[test]
+        fn durations_round_trip(ms in 0_u64..3_000_000_000_000) { round_trip(&Duration::from_millis(ms)); }
+        #[test]
+        fn sizes_round_trip(bytes in 0_u64..1 << 62) { round_trip(&Size(bytes)); }
+        #[test]
+        fn round_sizes_round_trip(count in 0_u64..1 << 20, unit in 0_u32..4) { round_trip(&Size(count << (unit * 10))); }
+        #[test]
+        fn rates_round_trip(count in 1_u64..=1_000_000_000, unit in 0_usize..4) {
+            round_trip(&Rate { count, per: std::time::Duration::from_secs([1, 60, 3_600, 86_400][unit]) });
+        }
+        #[test]
+        fn data_rates_round_trip(bytes in 1_u64..1 << 62) { round_trip(&ByteRate(bytes)); }
+        #[test]
+        fn percents_round_trip(share in 0_u32..=10_000) { round_trip(&Percent(f64::from(share) / 100.0)); }
+        #[test]
+        fn status_ranges_round_trip(from in 100_u16..=999, more in 0_u16..900) {
+            round_trip(&StatusRange { from, to: (from + more).min(999) });
+        }
+        #[test]
+        fn selectors_round_trip(kind in 0_usize..9, name in "[a-z][a-z0-9-]{0,20}") {
+            let all = [
+                Selector::Ip, Selector::User, Selector::Global, Selector::Path, Selector::Host,
+                Selector::Header(name.parse().unwrap()), Selector::Cookie(name.clone()), Selector::Query(name.clone()), Selector::Param(name),
+            ];
+            round_trip(&all[kind]);
+        }
+        #[test]
+        fn no_text_makes_a_parser_panic(text in "\\PC{0,20}") {
+            let _ = (text.parse::<Duration>(), text.parse::<Size>(), text.parse::<Rate>(), text.parse::<ByteRate>());
+            let _ = (text.parse::<Percent>(), text.parse::<StatusRange>(), text.parse::<Selector>());
+        }
+    }
 }

@@ -111,7 +111,7 @@ pub struct Ask<'a> {
     /// Uniform over all of `u64`.
     pub random: u64,
     /// Hash of the request's key, if it has one.
-    pub hash: &'a dyn Fn() -> Option<u64>,
+    pub hash: &'a (dyn Fn() -> Option<u64> + Sync),
     /// Attempts in flight on all endpoints, if [`Strategy::counts_all_in_flight`].
     pub in_flight: u32,
 }

@@ -76,7 +76,7 @@ pub fn load_with(source: &Source, lookup: &dyn Fn(&str) -> Option<String>) -> Lo
         Source::Text { yaml, dir } => ("gateway.yaml".to_owned(), dir.clone(), Ok(yaml.clone())),
     };
     let mut config = Config::default();
-    if loader.add(name, dir, text) {
+    if loader.add(name, &dir, text) {
         config = read::read(&loader.trees[0], 0, &mut loader.problems, &mut loader.dropped);
         place(&mut config.upstreams, &mut config.authenticators, &mut config.routes, 0, &loader.dropped);
     }
@@ -124,7 +124,7 @@ impl Loader<'_> {
     }
 
     /// Adds a file; `false` if nothing in it can be read.
-    fn add(&mut self, name: String, dir: PathBuf, text: Result<String, String>) -> bool {
+    fn add(&mut self, name: String, dir: &Path, text: Result<String, String>) -> bool {
         let file = self.files.len();
         let top = Place { line: 1, column: 1 };
         let (text, failure) = match text {
@@ -132,7 +132,7 @@ impl Loader<'_> {
             Err(why) => (String::new(), Some(why)),
         };
         let parsed = tree::parse(&text);
-        self.files.push(SourceFile { name, dir: dir.clone(), text });
+        self.files.push(SourceFile { name, dir: dir.to_owned(), text });
         self.trees.push(Node { place: top, kind: Kind::Null });
         if let Some(why) = failure {
             self.problem(file, top, format!("cannot read this file: {why}"), None);
@@ -149,7 +149,7 @@ impl Loader<'_> {
         for fault in faults {
             self.problem(file, fault.place, fault.message, fault.help);
         }
-        substitute(&mut node, &dir, self.lookup, &mut self.found);
+        substitute(&mut node, dir, self.lookup, &mut self.found);
         for (place, message, help) in std::mem::take(&mut self.found.faults) {
             self.problem(file, place, message, Some(help));
         }
@@ -211,7 +211,7 @@ impl Loader<'_> {
         };
         self.watch.push(path.to_owned());
         let dir = path.parent().map_or_else(PathBuf::new, Path::to_owned);
-        if !self.add(name, dir, read_file(path)) {
+        if !self.add(name, &dir, read_file(path)) {
             return;
         }
         self.refuse_others(file);
@@ -366,7 +366,7 @@ impl Loaded {
                 column: place.column,
                 message: self.hide(at, &problem.message) + &context,
                 help: problem.help.as_ref().map(|help| self.hide(at, help)),
-                source_line: text.get(place.line.saturating_sub(1)).cloned(),
+                source_line: text.get(place.line.saturating_sub(1)).filter(|line| !line.trim().is_empty()).cloned(),
                 warning: problem.severity == Severity::Warning,
             };
             if !found.iter().any(|(file, known)| *file == at.file && *known == report) {
@@ -394,11 +394,20 @@ impl Loaded {
             ("upstreams", [Seg::Key(name), _, ..]) => Some(format!("upstream {name}")),
             ("authenticators", [Seg::Key(name), _, ..]) => Some(format!("authenticator {name}")),
             ("routes", [Seg::Index(_), ..]) => {
+                let tree = self.trees.get(at.file)?;
                 let mut end = 2;
+                let mut prefix = String::new();
                 while matches!(at.path.get(end..), Some([Seg::Key(key), Seg::Index(_), ..]) if key == "routes") {
+                    let group = tree.find(at.path.get(..end)?).and_then(written_match).map(|(_, path)| path);
+                    prefix.push_str(group.as_deref().unwrap_or_default().trim_end_matches('*').trim_end_matches('/'));
                     end += 2;
                 }
-                route_name(self.trees.get(at.file)?.find(at.path.get(..end)?)?).map(|name| format!("route {name}"))
+                let route = tree.find(at.path.get(..end)?)?;
+                let name = route.get("name").and_then(text_of).or_else(|| {
+                    let (methods, path) = written_match(route)?;
+                    Some(format!("{methods}{prefix}{path}"))
+                });
+                name.map(|name| format!("route {name}"))
             }
             _ => None,
         }
@@ -408,28 +417,38 @@ impl Loaded {
     fn hide(&self, at: &At, message: &str) -> String {
         let here = self.trees.get(at.file).and_then(|tree| tree.find(&at.path)).map(|node| &node.kind);
         let mut message = message.to_owned();
-        if let Some(Kind::Expanded(text)) = here {
-            if !text.is_empty() {
-                message = message.replace(text.as_str(), "***");
-            }
+        if let Some(Kind::Expanded(text)) = here
+            && !text.is_empty()
+        {
+            message = message.replace(text.as_str(), "***");
         }
         super::dump::hide(&message, &self.substituted)
     }
 }
 
-/// The written name of a route, or what stands in its `match`.
-fn route_name(node: &Node) -> Option<String> {
-    let text = |node: &Node| match &node.kind {
+fn text_of(node: &Node) -> Option<String> {
+    match &node.kind {
         Kind::Text(text) => Some(text.clone()),
         _ => None,
+    }
+}
+
+/// What stands in a route's `match`: methods with a space behind them, and the path.
+fn written_match(route: &Node) -> Option<(String, String)> {
+    let matcher = route.get("match")?;
+    if let Some(short) = text_of(matcher) {
+        return Some(
+            short
+                .rsplit_once(' ')
+                .map_or((String::new(), short.clone()), |(methods, path)| (format!("{} ", methods.trim_end()), path.to_owned())),
+        );
+    }
+    let field = |name: &str| matcher.get(name).and_then(text_of);
+    let prefix = || field("prefix").map(|prefix| format!("{}/*", prefix.trim_end_matches('/')));
+    let path = field("path").or_else(prefix).or_else(|| field("regex"))?;
+    let methods = match matcher.get("methods").map(|node| &node.kind) {
+        Some(Kind::List(list)) => format!("{} ", list.iter().filter_map(text_of).collect::<Vec<_>>().join(",")),
+        _ => String::new(),
     };
-    if let Some(name) = node.get("name").and_then(text) {
-        return Some(name);
-    }
-    let matcher = node.get("match")?;
-    if let Some(short) = text(matcher) {
-        return Some(short);
-    }
-    let path = matcher.get("path").and_then(text).or_else(|| matcher.get("regex").and_then(text));
-    path.or_else(|| matcher.get("prefix").and_then(text).map(|prefix| format!("{}/*", prefix.trim_end_matches('/'))))
+    Some((methods, path))
 }

@@ -99,6 +99,15 @@ impl Problems {
     pub fn list(&self) -> &[Problem] {
         &self.list
     }
+    /// Adds those of `other` at places that have no error yet: a second look at the same mistake helps nobody.
+    pub fn extend_new(&mut self, other: Problems) {
+        for problem in other.list {
+            let known = self.list.iter().any(|old| old.at == problem.at && old.severity == Severity::Error || *old == problem);
+            if !known {
+                self.list.push(problem);
+            }
+        }
+    }
     /// Adds all of `other`.
     pub fn extend(&mut self, other: Problems) {
         self.list.extend(other.list);

@@ -35,7 +35,11 @@ pub(super) fn read<T: for<'de> Deserialize<'de> + Default>(root: &Node, file: us
         let follows = failure.missing.is_some_and(|field| {
             let mut child = path.clone();
             child.push(Seg::Key(field.to_owned()));
-            state.dropped.borrow().contains(&child)
+            // Dropped for a problem of its own, or there under a wrong name.
+            let misspelt = |(at, message): &(Vec<Seg>, String)| {
+                at.split_last().is_some_and(|(_, parent)| parent == path) && message.contains(&format!("did you mean \"{field}\"?"))
+            };
+            state.dropped.borrow().contains(&child) || state.unknown.borrow().iter().any(misspelt)
         });
         if !follows {
             let problem = problems.error(at(path.clone(), failure.on_key), failure.message);
@@ -134,7 +138,7 @@ impl Failure {
 
 fn describe(node: &Node) -> String {
     match &node.kind {
-        Kind::Null => "nothing".to_owned(),
+        Kind::Null | Kind::Lost => "nothing".to_owned(),
         Kind::Bool(value) => format!("`{value}`"),
         Kind::Unsigned(value) => format!("the number {value}"),
         Kind::Signed(value) => format!("the number {value}"),
@@ -221,13 +225,17 @@ impl<'t> Reader<'t> {
         Reader { node, path, state: self.state }
     }
     fn is_dropped(&self) -> bool {
+        if matches!(self.node.kind, Kind::Lost) {
+            self.state.dropped.borrow_mut().insert(self.path.clone());
+            return true;
+        }
         let dropped = self.state.dropped.borrow();
         !dropped.is_empty() && dropped.contains(&self.path)
     }
     fn any<'de, V: Visitor<'de>>(&self, visitor: V, fields: Option<&'static [&'static str]>) -> Result<V::Value, Failure> {
         let node = self.node;
         let result = match &node.kind {
-            Kind::Null => visitor.visit_unit(),
+            Kind::Null | Kind::Lost => visitor.visit_unit(),
             Kind::Bool(value) => visitor.visit_bool(*value),
             Kind::Unsigned(value) => visitor.visit_u64(*value),
             Kind::Signed(value) => visitor.visit_i64(*value),

@@ -78,11 +78,19 @@ pub fn routes(config: &Config, problems: &mut Problems) -> Vec<Route> {
     found.into_iter().map(|found| found.route).collect()
 }
 
+#[allow(clippy::type_complexity)] // two lists of what routes have too: no type of its own would say more
 /// What 404 and 405 answers get: `headers` and `cors` of `defaults`.
 pub fn fallback_policy(config: &Config) -> (Vec<(Headers, At)>, Option<(Cors, At)>) {
     let mut inherited = Inherited::default();
     inherited.apply(&config.defaults, &At::main("defaults"), config, &mut Problems::default());
     (inherited.headers, inherited.cors)
+}
+
+/// What a route that sets nothing itself would have.
+pub(super) fn defaults_of(config: &Config) -> Route {
+    let mut inherited = Inherited::default();
+    inherited.apply(&config.defaults, &At::main("defaults"), config, &mut Problems::default());
+    inherited.into_route(&route::Route::default(), Match::default(), 0, Target::Respond(Respond::default()))
 }
 
 /// A flattened route whose name may still be missing.
@@ -164,10 +172,10 @@ fn name(found: &mut [Unnamed], problems: &mut Problems) {
     }
     for one in found.iter_mut().filter(|one| !one.written) {
         let route = &mut one.route;
-        if uses.get(&route.name).is_some_and(|uses| *uses > 1) {
-            if let Some(host) = &route.matcher.host {
-                route.name = format!("{} {host}", route.name);
-            }
+        if uses.get(&route.name).is_some_and(|uses| *uses > 1)
+            && let Some(host) = &route.matcher.host
+        {
+            route.name = format!("{} {host}", route.name);
         }
         let base = route.name.clone();
         let mut number = 2;

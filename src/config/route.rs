@@ -9,7 +9,7 @@ use crate::config::At;
 use crate::config::auth::Auth;
 use crate::units::{Duration, Percent, Rate, Selector, Setting, Size};
 
-/// What routes inherit: from `defaults`, then from groups, each level replacing the one outside it. `None` inherits.
+/// What routes inherit: from `defaults`, then from groups, each level replacing the one outside it. What is left out is inherited.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {

@@ -31,11 +31,17 @@ pub(super) fn substitute(node: &mut Node, dir: &Path, lookup: &dyn Fn(&str) -> O
             Ok((literal, false)) => *text = literal,
             Err((message, help)) => {
                 found.faults.push((node.place, message, help));
-                // Nothing more is said about this value: it reads as absent.
-                node.kind = Kind::Null;
+                node.kind = Kind::Lost;
             }
         },
-        Kind::Null | Kind::Bool(_) | Kind::Unsigned(_) | Kind::Signed(_) | Kind::Float(_) | Kind::Text(_) | Kind::Expanded(_) => {}
+        Kind::Null
+        | Kind::Lost
+        | Kind::Bool(_)
+        | Kind::Unsigned(_)
+        | Kind::Signed(_)
+        | Kind::Float(_)
+        | Kind::Text(_)
+        | Kind::Expanded(_) => {}
     }
 }
 

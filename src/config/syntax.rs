@@ -167,9 +167,31 @@ fn unclosed(scene: &Scene<'_>) -> Option<Mistake> {
         return Scene::mistake(line, column, "the quote that opens here is never closed", "close it; inside \"…\" a \" is written \\\"");
     }
     if scene.message.contains("parsing a flow") && scene.line().get(scene.place.column.saturating_sub(1)).is_none() {
+        let (line, column) = open_bracket(scene.lines).unwrap_or((line, column));
         return Scene::mistake(line, column, "the bracket that opens here is never closed", "close it with ] or }");
     }
     None
+}
+
+/// The innermost bracket that nothing closes.
+fn open_bracket(lines: &[String]) -> Option<(usize, usize)> {
+    let mut open = Vec::new();
+    for (line, text) in lines.iter().enumerate() {
+        let text: Vec<char> = text.chars().collect();
+        let spans = quoted_spans(&text);
+        for (at, c) in text.iter().enumerate() {
+            let quoted = spans.iter().any(|(from, to)| (*from..=*to).contains(&at));
+            match c {
+                '#' if !quoted && (at == 0 || text.get(at - 1) == Some(&' ')) => break,
+                '[' | '{' if !quoted => open.push((line + 1, at + 1)),
+                ']' | '}' if !quoted => {
+                    open.pop();
+                }
+                _ => {}
+            }
+        }
+    }
+    open.pop()
 }
 
 /// `key:value`.

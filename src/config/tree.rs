@@ -42,6 +42,8 @@ pub(super) enum Kind {
     Text(String),
     /// Text with something substituted in it: read as whatever is expected, quoted nowhere.
     Expanded(String),
+    /// A value whose substitution failed, which is reported: read as absent.
+    Lost,
     List(Vec<Node>),
     Map(Vec<Entry>),
 }
@@ -341,7 +343,7 @@ fn key_text(kind: &Kind) -> Option<String> {
         Kind::Signed(value) => Some(value.to_string()),
         Kind::Float(value) => Some(value.to_string()),
         Kind::Text(text) | Kind::Expanded(text) => Some(text.clone()),
-        Kind::List(_) | Kind::Map(_) => None,
+        Kind::Lost | Kind::List(_) | Kind::Map(_) => None,
     }
 }
 

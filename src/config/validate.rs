@@ -17,7 +17,7 @@ use crate::units::{Duration, Selector, Setting};
 /// Checks everything but the routes, which [`super::resolve::routes`] checks.
 pub fn validate(config: &Config, problems: &mut Problems) {
     if config.tracing.is_some() {
-        later(problems, At::main("tracing"), "tracing");
+        later(problems, &At::main("tracing"), "tracing");
     }
     listeners(config, problems);
     server(&config.server, &At::main("server"), problems);
@@ -106,12 +106,10 @@ fn server(server: &Server, at: &At, problems: &mut Problems) {
     if server.http2.max_streams == 0 {
         problems.error(at.key("http2").key("max_streams"), "with 0 streams no HTTP/2 request could be served").help("write at least 1");
     }
-    if let Setting::On(name) = &server.request_id {
-        if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
-            problems
-                .error(at.key("request_id"), format!("\"{name}\" is not a header name"))
-                .help("write a name such as x-request-id, or off");
-        }
+    if let Setting::On(name) = &server.request_id
+        && http::HeaderName::from_bytes(name.as_bytes()).is_err()
+    {
+        problems.error(at.key("request_id"), format!("\"{name}\" is not a header name")).help("write a name such as x-request-id, or off");
     }
     let at = at.key("timeouts");
     let timeouts = &server.timeouts;

@@ -1,3 +1,15 @@
-//! The gateway: a configuration applied, and requests handled by it.
+//! The gateway: a configuration compiled into a [`snapshot::Snapshot`], and requests handled by it.
 
+pub mod answer;
+mod deadline;
+pub mod handle;
+pub mod route;
+pub mod shared;
+pub mod snapshot;
 pub mod status;
+pub mod target;
+pub mod tunnel;
+
+pub use handle::{Inbound, handle};
+pub use shared::Shared;
+pub use snapshot::{Snapshot, compile};

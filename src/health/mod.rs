@@ -3,4 +3,5 @@
 pub mod active;
 pub mod breaker;
 pub mod outlier;
+pub mod probe;
 pub mod window;

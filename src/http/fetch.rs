@@ -162,3 +162,88 @@ impl Drop for Driver {
         self.0.abort();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { timeout: Duration::from_secs(5), max_body: 10 };
+
+    fn tls() -> ClientTls {
+        ClientTls::with_roots(rustls::RootCertStore::empty()).unwrap()
+    }
+    fn get(url: &str) -> Request<Full<Bytes>> {
+        Request::get(url).body(Full::default()).unwrap()
+    }
+
+    /// Answers one request with `answer`; gives the request.
+    async fn serve(answer: &'static str) -> (String, tokio::task::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://user@{}/a?b=c", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buffer = vec![0; 4096];
+            let read = stream.read(&mut buffer).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&buffer[..read]).into_owned()
+        });
+        (url, server)
+    }
+
+    #[tokio::test]
+    async fn the_answer_is_read_whole_whatever_its_status() {
+        let (url, server) = serve("HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 2\r\n\r\nok").await;
+        let response = fetch(get(&url), &tls(), LIMITS).await.unwrap();
+        assert_eq!((response.status().as_u16(), &response.body()[..]), (302, &b"ok"[..]));
+        let request = server.await.unwrap();
+        assert!(request.starts_with("GET /a?b=c HTTP/1.1\r\n") && request.contains("host: 127.0.0.1:"), "{request}");
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_cut_slow_or_no_url_is_an_error() {
+        let (url, _server) = serve("HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\n01234567890").await;
+        assert!(matches!(fetch(get(&url), &tls(), LIMITS).await, Err(FetchError::TooLarge(10))));
+        let (url, _server) = serve("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n0123").await;
+        assert!(matches!(fetch(get(&url), &tls(), LIMITS).await, Err(FetchError::Body(_))));
+        let (url, _server) = serve("nonsense\r\n\r\n").await;
+        assert!(matches!(fetch(get(&url), &tls(), LIMITS).await, Err(FetchError::Http(_))));
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", silent.local_addr().unwrap());
+        let short = Limits { timeout: Duration::from_millis(1), ..LIMITS };
+        assert!(matches!(fetch(get(&url), &tls(), short).await, Err(FetchError::Timeout(_))));
+        assert!(matches!(fetch(get("ftp://127.0.0.1/"), &tls(), LIMITS).await, Err(FetchError::Url)));
+    }
+
+    #[tokio::test]
+    async fn only_trusted_certificates_are_accepted() {
+        let signed = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![signed.cert.der().clone()], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://localhost:{}/", listener.local_addr().unwrap().port());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let mut buffer = vec![0; 4096];
+                let _read = stream.read(&mut buffer).await;
+                let _sent = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                let _shut = stream.shutdown().await;
+            }
+        });
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(signed.cert.der().clone()).unwrap();
+        let trusting = ClientTls::with_roots(roots).unwrap();
+        assert_eq!(&fetch(get(&url), &trusting, LIMITS).await.unwrap().body()[..], b"ok");
+        assert!(matches!(fetch(get(&url), &tls(), LIMITS).await, Err(FetchError::Tls(_))));
+    }
+}

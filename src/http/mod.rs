@@ -2,9 +2,11 @@
 
 pub mod body;
 pub mod client_addr;
+pub mod clock;
+pub mod connection;
 pub mod exchange;
-pub mod fields;
 pub mod fetch;
+pub mod fields;
 pub mod grpc;
 pub mod grpc_web;
 pub mod headers;

@@ -73,8 +73,7 @@ impl Split {
     }
 
     fn drawn(&self, random: u64) -> usize {
-        let scaled = u128::from(random) * u128::from(self.sum) >> 64;
-        let mut left = scaled;
+        let mut left = (u128::from(random) * u128::from(self.sum)) >> 64;
         for (index, branch) in self.branches.iter().enumerate() {
             match left.checked_sub(u128::from(branch.weight)) {
                 Some(rest) => left = rest,

@@ -126,8 +126,8 @@ pub fn endpoint_health(upstream: &str, endpoint: &str, healthy: bool, error: Opt
 }
 
 /// Outlier detection took an endpoint out.
-pub fn endpoint_ejected(upstream: &str, endpoint: &str, errors: u32, duration: std::time::Duration) {
-    warn!(upstream, endpoint, errors, duration_ms = millis(duration), "endpoint ejected");
+pub fn endpoint_ejected(upstream: &str, endpoint: &str, duration: std::time::Duration) {
+    warn!(upstream, endpoint, duration_ms = millis(duration), "endpoint ejected");
 }
 
 /// So few endpoints are available that all are used, or no longer.

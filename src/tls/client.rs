@@ -69,6 +69,11 @@ impl ClientTls {
         })
     }
 
+    /// The configuration, for health checks: they choose ALPN themselves.
+    pub fn client_config(&self) -> &Arc<ClientConfig> {
+        self.connector.config()
+    }
+
     /// The name that is sent as SNI and verified: `server_name`, else the endpoint's host (a name, or an IP literal without brackets).
     ///
     /// # Errors

@@ -415,3 +415,74 @@ impl Endpoint {
         Weak::upgrade(&self.links.upstream)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(url: &str) -> EndpointSpec {
+        let mut problems = Problems::default();
+        EndpointSpec::parse(url, 1, &At::default(), &mut problems).unwrap_or_else(|| panic!("{:?}", problems.list()))
+    }
+
+    #[test]
+    fn ids_are_canonical_and_authorities_are_as_a_browser_writes_them() {
+        for (url, id, authority, tls) in [
+            ("http://127.0.0.1:8081", "http://127.0.0.1:8081", "127.0.0.1:8081", false),
+            ("HTTP://Users.Internal", "http://users.internal:80", "users.internal", false),
+            ("https://users.internal:443", "https://users.internal:443", "users.internal", true),
+            ("https://users.internal:80", "https://users.internal:80", "users.internal:80", true),
+            ("http://[0:0:0:0:0:0:0:1]:8080", "http://[::1]:8080", "[::1]:8080", false),
+            ("unix:/run/App.sock", "/run/App.sock", "localhost", false),
+        ] {
+            let spec = spec(url);
+            assert_eq!((&*spec.id, spec.authority.as_bytes(), spec.tls), (id, authority.as_bytes(), tls));
+        }
+        assert_eq!(&*spec("https://[::1]:8443").tls_name, "::1");
+        assert_eq!(spec("http://[::1]:8080").literal_address(), "[::1]:8080".parse().ok());
+        assert_eq!(spec("http://a:8080").name_to_resolve(), Some(("a", 8080)));
+        assert_eq!(spec("http://10.0.0.1").name_to_resolve(), None);
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for url in [
+            "",
+            "users:8080",
+            "http://",
+            "http://:80",
+            "http://a:",
+            "http://a:0",
+            "http://a:65536",
+            "http://a:8o",
+            "http://a/",
+            "http://a/x",
+            "http://a?x",
+            "http://u:p@a",
+            "http://::1:80",
+            "http://[::1",
+            "http://[::1]x",
+            "http://[x]",
+            "http://a b",
+            "http://1.2.3",
+            "http://a..b",
+            "http://\u{e9}.de",
+            "unix:app.sock",
+            "unix:/",
+            "ftp://a",
+        ] {
+            let mut problems = Problems::default();
+            assert!(EndpointSpec::parse(url, 1, &At::default(), &mut problems).is_none(), "{url}");
+            assert!(problems.list().len() == 1 && problems.list()[0].help.is_some(), "{url}");
+        }
+    }
+
+    #[test]
+    fn discovery_needs_a_name_and_a_port() {
+        assert_eq!(parse_discover("Users.internal:8080"), Ok((false, "users.internal".to_owned(), 8080)));
+        assert_eq!(parse_discover("https://users.internal:8443"), Ok((true, "users.internal".to_owned(), 8443)));
+        for text in ["users.internal", "10.0.0.1:80", "[::1]:80", "tcp://a:1", "https://a:1/x"] {
+            assert!(parse_discover(text).is_err(), "{text}");
+        }
+    }
+}

@@ -6,15 +6,21 @@
 //! the next pick. So nothing is scanned per pick, and no timer is needed for a pick to be right.
 
 pub mod attempt;
+pub mod background;
 pub mod budget;
+pub mod client;
 mod compile;
+pub mod connect;
 pub mod endpoint;
 mod flow;
 mod frames;
 pub mod pool;
+pub mod retry;
 mod set;
 pub mod state;
 pub mod status;
+#[cfg(test)]
+mod tests;
 pub mod tunnel;
 
 use std::sync::atomic::Ordering;
@@ -24,6 +30,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 
 pub use attempt::{Attempt, FailKind};
+pub use background::{Background, TlsFor};
 pub use budget::RetryBudget;
 pub use endpoint::{Address, Endpoint, EndpointSpec, EndpointState};
 pub use state::{Observer, Unobserved, UpstreamState};
@@ -75,7 +82,7 @@ struct Rules {
 }
 
 /// A name whose addresses are endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Discover {
     tls: bool,
     name: String,
@@ -106,7 +113,7 @@ pub struct PickArgs<'a> {
     /// Endpoints this request has tried: left out while another fits.
     pub tried: &'a [Arc<Endpoint>],
     /// Hash of the first selector present; only asked by `consistent_hash`.
-    pub hash: &'a dyn Fn() -> Option<u64>,
+    pub hash: &'a (dyn Fn() -> Option<u64> + Sync),
     /// Uniform over all of `u64`.
     pub random: u64,
 }

@@ -1,12 +1,336 @@
-//! Connections to endpoints, kept per worker.
+//! Connections to one endpoint, kept per worker.
+//!
+//! Each worker has a shard of its own: idle HTTP/1.1 connections newest first, and open HTTP/2 connections. Only the number of
+//! open connections is shared, and it changes only when one is opened or closed, so a request on a kept connection touches
+//! nothing that another worker writes.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::{http1, http2};
+use tokio::sync::Notify;
+
+use crate::config;
+use crate::http::body::RequestBody;
+use crate::telemetry::metrics::EndpointMetrics;
+use crate::upstream::connect::{ConnectError, Destination, Sender};
+
+/// How long a connection may take to become ready again after its response ended, before it is closed: the upstream may have
+/// answered without reading the request body, and such a connection never becomes ready.
+const READY_AGAIN: Duration = Duration::from_secs(1);
+/// Most requests that wait for a connection of one endpoint.
+const MAX_WAITING: usize = 1024;
 
 /// Connections to one endpoint.
+#[derive(Debug)]
+pub struct EndpointPool {
+    destination: Destination,
+    max_connections: usize,
+    max_idle: usize,
+    /// Milliseconds; at most the configured `idle_timeout`, less when the upstream announced a shorter one.
+    idle_timeout: AtomicU64,
+    /// Open connections of all workers.
+    open: AtomicUsize,
+    shards: Box<[Shard]>,
+    /// Rings when a connection is given back or closed, for requests that wait.
+    freed: Notify,
+    waiting: AtomicUsize,
+    metrics: Arc<EndpointMetrics>,
+}
+
+/// One worker's connections; on cache lines of their own.
 #[derive(Debug, Default)]
-pub struct EndpointPool;
+#[repr(align(128))]
+struct Shard(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    idle: Vec<Idle>,
+    h2: Vec<Shared>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+/// An HTTP/2 connection and the streams open on it.
+#[derive(Clone, Debug)]
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    streams: Arc<Streams>,
+}
+
+/// Streams of an HTTP/2 connection.
+#[derive(Debug)]
+struct Streams {
+    open: AtomicUsize,
+    /// As many as the upstream allows; its driver keeps it up to date.
+    max: AtomicUsize,
+}
+
+/// Counts an open connection as long as it lives.
+#[derive(Debug)]
+pub struct OpenConnection {
+    pool: Arc<EndpointPool>,
+    worker: usize,
+    streams: Arc<Streams>,
+}
+
+impl OpenConnection {
+    /// The upstream allows this many streams on the connection.
+    pub fn allows_streams(&self, max: usize) {
+        self.streams.max.store(max, Relaxed);
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.pool.open.fetch_sub(1, Relaxed);
+        self.pool.metrics.connection_closed(self.worker);
+        self.pool.freed.notify_one();
+    }
+}
+
+/// A connection on loan for one request.
+#[derive(Debug)]
+pub struct Lease {
+    /// What requests are sent through; gone once given back.
+    pub sender: Option<Sender>,
+    /// Whether an earlier request used it: then it may have been closed by the upstream in the meantime.
+    pub reused: bool,
+    pool: Arc<EndpointPool>,
+    worker: usize,
+    streams: Option<Arc<Streams>>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(streams) = &self.streams {
+            streams.open.fetch_sub(1, Relaxed);
+            self.pool.freed.notify_one();
+        }
+    }
+}
 
 impl EndpointPool {
-    /// Whether no further attempt can get a connection.
+    /// An empty pool.
+    pub fn new(workers: usize, destination: Destination, config: &config::upstream::Pool, metrics: Arc<EndpointMetrics>) -> Self {
+        Self {
+            destination,
+            max_connections: config.max_connections,
+            max_idle: config.max_idle.div_ceil(workers.max(1)),
+            idle_timeout: AtomicU64::new(u64::try_from(config.idle_timeout.get().as_millis()).unwrap_or(u64::MAX)),
+            open: AtomicUsize::new(0),
+            shards: (0..workers.max(1)).map(|_| Shard::default()).collect(),
+            freed: Notify::new(),
+            waiting: AtomicUsize::new(0),
+            metrics,
+        }
+    }
+
+    fn shard(&self, worker: usize) -> MutexGuard<'_, Kept> {
+        self.shards[worker % self.shards.len()].0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Metrics of its endpoint.
+    pub fn metrics(&self) -> &Arc<EndpointMetrics> {
+        &self.metrics
+    }
+
+    /// Whether a further request would have to wait for a connection.
     pub fn is_full(&self) -> bool {
-        false
+        if self.open.load(Relaxed) < self.max_connections {
+            return false;
+        }
+        (0..self.shards.len()).all(|worker| {
+            let kept = self.shard(worker);
+            kept.idle.is_empty() && !kept.h2.iter().any(Shared::has_room)
+        })
+    }
+
+    /// Open and idle connections of all workers.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.open.load(Relaxed), (0..self.shards.len()).map(|worker| self.shard(worker).idle.len()).sum())
+    }
+
+    /// A kept connection, newest first.
+    pub fn checkout(self: &Arc<Self>, worker: usize, now: Instant) -> Option<Lease> {
+        let idle_timeout = Duration::from_millis(self.idle_timeout.load(Relaxed));
+        let mut kept = self.shard(worker);
+        while let Some(idle) = kept.idle.pop() {
+            if now.saturating_duration_since(idle.since) >= idle_timeout {
+                // The others are older still.
+                let stale = std::mem::take(&mut kept.idle);
+                drop(kept);
+                drop(stale);
+                return self.checkout_h2(worker);
+            }
+            if idle.sender.is_ready() {
+                return Some(self.lease(Sender::H1(idle.sender), worker, true, None));
+            }
+        }
+        drop(kept);
+        self.checkout_h2(worker)
+    }
+
+    fn checkout_h2(self: &Arc<Self>, worker: usize) -> Option<Lease> {
+        let mut kept = self.shard(worker);
+        if kept.h2.is_empty() {
+            return None;
+        }
+        kept.h2.retain(|shared| !shared.sender.is_closed());
+        let shared = kept.h2.iter().filter(|shared| shared.has_room()).min_by_key(|shared| shared.streams.open.load(Relaxed))?.clone();
+        shared.streams.open.fetch_add(1, Relaxed);
+        drop(kept);
+        Some(self.lease(Sender::H2(shared.sender), worker, true, Some(shared.streams)))
+    }
+
+    fn lease(self: &Arc<Self>, sender: Sender, worker: usize, reused: bool, streams: Option<Arc<Streams>>) -> Lease {
+        Lease { sender: Some(sender), reused, pool: Arc::clone(self), worker, streams }
+    }
+
+    /// Opens a connection, or `None` when `max_connections` are open and none of them is idle.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; [`ConnectError::Timeout`] after `timeout`.
+    pub async fn connect(
+        self: &Arc<Self>,
+        worker: usize,
+        addresses: &[SocketAddr],
+        timeout: Duration,
+    ) -> Option<Result<Lease, ConnectError>> {
+        let open = self.reserve(worker)?;
+        let streams = Arc::clone(&open.streams);
+        let connecting = self.destination.connect(addresses, open, false);
+        Some(match tokio::time::timeout(timeout, connecting).await {
+            Err(_) => Err(ConnectError::Timeout),
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(Sender::H1(sender))) => Ok(self.lease(Sender::H1(sender), worker, false, None)),
+            Ok(Ok(Sender::H2(sender))) => {
+                streams.open.store(1, Relaxed);
+                self.shard(worker).h2.push(Shared { sender: sender.clone(), streams: Arc::clone(&streams) });
+                // Other requests may have waited for this one to be made.
+                self.freed.notify_waiters();
+                Ok(self.lease(Sender::H2(sender), worker, false, Some(streams)))
+            }
+        })
+    }
+
+    /// Opens a connection for one WebSocket: HTTP/1.1, never kept.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; [`ConnectError::Timeout`] after `timeout`.
+    pub async fn connect_for_tunnel(
+        self: &Arc<Self>,
+        worker: usize,
+        addresses: &[SocketAddr],
+        timeout: Duration,
+    ) -> Option<Result<http1::SendRequest<RequestBody>, ConnectError>> {
+        let open = self.reserve(worker)?;
+        Some(match tokio::time::timeout(timeout, self.destination.connect(addresses, open, true)).await {
+            Err(_) => Err(ConnectError::Timeout),
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(Sender::H1(sender))) => Ok(sender),
+            Ok(Ok(Sender::H2(_))) => Err(ConnectError::Protocol("a WebSocket needs an HTTP/1.1 endpoint")),
+        })
+    }
+
+    /// Takes one of the `max_connections`; an idle connection of another worker makes room.
+    fn reserve(self: &Arc<Self>, worker: usize) -> Option<OpenConnection> {
+        let taken = |open: usize| (open < self.max_connections).then_some(open + 1);
+        if self.open.try_update(Relaxed, Relaxed, taken).is_err() {
+            // Its count is given back when its task has seen that the sender is gone; it is replaced, not added to.
+            let other = (0..self.shards.len()).find_map(|worker| {
+                let mut kept = self.shard(worker);
+                (!kept.idle.is_empty()).then(|| kept.idle.remove(0))
+            })?;
+            drop(other);
+            self.open.fetch_add(1, Relaxed);
+        }
+        self.metrics.connection_opened(worker);
+        // 100 is what HTTP/2 suggests a peer should allow at least (RFC 9113, 6.5.2).
+        let streams = Arc::new(Streams { open: AtomicUsize::new(0), max: AtomicUsize::new(100) });
+        Some(OpenConnection { pool: Arc::clone(self), worker, streams })
+    }
+
+    /// Waits until a connection may be free. `false` when too many wait already.
+    pub async fn wait_for_room(&self) -> bool {
+        struct Waiting<'a>(&'a AtomicUsize);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Relaxed);
+            }
+        }
+        let earlier = self.waiting.fetch_add(1, Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        if earlier >= MAX_WAITING {
+            return false;
+        }
+        let freed = self.freed.notified();
+        if self.is_full() {
+            freed.await;
+        }
+        true
+    }
+
+    /// The upstream said how long it keeps idle connections (`Keep-Alive: timeout=`): ours must go first.
+    pub fn learn_idle_timeout(&self, theirs: Duration) {
+        let ours = theirs.saturating_sub(Duration::from_secs(1)).max(Duration::from_millis(500));
+        self.idle_timeout.fetch_min(u64::try_from(ours.as_millis()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Closes what has been idle too long.
+    pub fn sweep(&self, worker: usize, now: Instant) {
+        let idle_timeout = Duration::from_millis(self.idle_timeout.load(Relaxed));
+        let mut kept = self.shard(worker);
+        // Oldest first, since connections are pushed as they become idle.
+        let fresh = kept.idle.iter().position(|idle| now.saturating_duration_since(idle.since) < idle_timeout).unwrap_or(kept.idle.len());
+        let stale: Vec<_> = kept.idle.drain(..fresh).collect();
+        kept.h2.retain(|shared| !shared.sender.is_closed());
+        drop(kept);
+        drop(stale);
+    }
+
+    fn give_back(&self, sender: http1::SendRequest<RequestBody>, worker: usize) {
+        let mut kept = self.shard(worker);
+        if kept.idle.len() < self.max_idle {
+            kept.idle.push(Idle { sender, since: Instant::now() });
+        }
+        drop(kept);
+        if self.waiting.load(Relaxed) > 0 {
+            self.freed.notify_one();
+        }
+    }
+}
+
+impl Shared {
+    fn has_room(&self) -> bool {
+        !self.sender.is_closed() && self.streams.open.load(Relaxed) < self.streams.max.load(Relaxed)
+    }
+}
+
+impl Lease {
+    /// The endpoint's pool.
+    pub fn pool(&self) -> &Arc<EndpointPool> {
+        &self.pool
+    }
+
+    /// Gives the connection back after request and response both ended cleanly.
+    pub fn give_back(mut self) {
+        let Some(Sender::H1(mut sender)) = self.sender.take() else { return };
+        if sender.is_ready() {
+            self.pool.give_back(sender, self.worker);
+        } else if !sender.is_closed() {
+            let (pool, worker) = (Arc::clone(&self.pool), self.worker);
+            tokio::spawn(async move {
+                if let Ok(Ok(())) = tokio::time::timeout(READY_AGAIN, std::future::poll_fn(|cx| sender.poll_ready(cx))).await {
+                    pool.give_back(sender, worker);
+                }
+            });
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What an upstream keeps over reloads, and who is told when it changes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -58,6 +58,8 @@ pub struct UpstreamState {
     snapshots: AtomicU64,
     /// What the observer was last told about panic: 0 nothing, 1 no, 2 yes.
     pub(super) told_panic: AtomicU8,
+    /// Endpoints the observer may know of.
+    pub(super) announced: Mutex<HashSet<Arc<str>>>,
     /// The last table of `consistent_hash`.
     pub(super) tables: TableCache,
     /// States of endpoints that some snapshot still holds.
@@ -84,6 +86,7 @@ impl UpstreamState {
             serving: AtomicU64::new(0),
             snapshots: AtomicU64::new(0),
             told_panic: AtomicU8::new(0),
+            announced: Mutex::default(),
             tables: TableCache::default(),
             endpoints: Mutex::default(),
         })
@@ -113,6 +116,13 @@ impl UpstreamState {
 
     pub(super) fn serve(&self, snapshot: u64) {
         self.serving.store(snapshot, Ordering::Relaxed);
+    }
+
+    /// The observer forgot this endpoint: should it come back, it hears of it anew.
+    pub(super) fn forget_told(&self, id: &Arc<str>) {
+        if let Some(state) = self.lock_endpoints().get(id).and_then(Weak::upgrade) {
+            state.told.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Also what serialises ejections, since their limits concern all endpoints.

@@ -41,7 +41,7 @@ impl<'de> Form<'de> for Endpoint {
     }
 }
 form_schema!(Endpoint, "Endpoint", |generator| {
-    "anyOf": [{ "type": "string", "description": "http://HOST[:PORT], https://… or unix:/path" }, LongEndpoint::json_schema(generator)]
+    "anyOf": [{ "type": "string", "description": "http://HOST[:PORT], https://… or unix:/path" }, generator.subschema_for::<LongEndpoint>()]
 });
 
 const STRATEGIES: [(&str, Balance); 5] = [
@@ -104,7 +104,7 @@ impl Serialize for Balance {
     }
 }
 form_schema!(Balance, "Balance", |generator| {
-    "anyOf": [{ "enum": STRATEGIES.map(|(name, _)| name) }, LongBalance::json_schema(generator)]
+    "anyOf": [{ "enum": STRATEGIES.map(|(name, _)| name) }, generator.subschema_for::<LongBalance>()]
 });
 
 impl<'de> Form<'de> for Workers {

@@ -86,7 +86,7 @@ impl Serialize for Match {
 form_schema!(Match, "Match", |generator| {
     "anyOf": [
         { "type": "string", "pattern": "^([^ ]+ +)?/[^ ]*$", "description": "[METHOD[,METHOD]] PATH; a PATH ending in /* is a prefix" },
-        LongMatch::json_schema(generator)
+        generator.subschema_for::<LongMatch>()
     ]
 });
 
@@ -148,7 +148,7 @@ form_schema!(AuthRule, "AuthRule", |generator| {
     "anyOf": [
         { "type": "string", "description": "the name of an authenticator" },
         { "type": "array", "items": { "type": "string" }, "description": "any of these authenticators" },
-        LongAuth::json_schema(generator)
+        generator.subschema_for::<LongAuth>()
     ]
 });
 
@@ -181,7 +181,7 @@ impl Serialize for Split {
     }
 }
 form_schema!(Split, "Split", |generator| {
-    "anyOf": [generator.subschema_for::<Vec<Branch>>(), LongSplit::json_schema(generator)]
+    "anyOf": [generator.subschema_for::<Vec<Branch>>(), generator.subschema_for::<LongSplit>()]
 });
 
 impl<'de> Form<'de> for Selectors {

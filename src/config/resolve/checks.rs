@@ -2,20 +2,21 @@
 
 use super::Target;
 use crate::config::auth::AuthRule;
-use crate::config::route::{self, Aggregate, Match, RateLimit, Redirect, Respond, Rewrite, Split};
+use crate::config::route::{self, Aggregate, Match, RateLimit, Redirect, Respond, Split};
 use crate::config::suggest::did_you_mean;
-use crate::config::validate::sticky_selectors;
+use crate::config::validate::{not_zero, sticky_selectors};
 use crate::config::{At, Config, Problems};
+use crate::units::Setting;
 
 /// Refuses an option that a later version builds.
-pub(in crate::config) fn later(problems: &mut Problems, at: At, what: &str) {
+pub(in crate::config) fn later(problems: &mut Problems, at: &At, what: &str) {
     problems.error(at.its_key(), format!("`{what}` is not supported yet")).help("remove it");
 }
 
 pub(super) fn not_supported(route: &route::Route, problems: &mut Problems) {
     for (name, written) in [("files", &route.files), ("grpc", &route.grpc)] {
         if written.is_some() {
-            later(problems, route.at.key(name), name);
+            later(problems, &route.at.key(name), name);
         }
     }
 }
@@ -150,6 +151,9 @@ fn check_aggregate(aggregate: &Aggregate, at: &At, config: &Config, problems: &m
     for (index, part) in aggregate.parts.iter().enumerate() {
         let at = parts.index(index);
         upstream_exists(&part.upstream, &at.key("upstream"), config, problems);
+        if let Some(Setting::On(timeout)) = part.timeout {
+            not_zero(timeout, &at.key("timeout"), "write at least 1ms, or off for no limit", problems);
+        }
         let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         if part.name.is_empty() || !part.name.chars().all(word) {
             problems.error(at.key("name"), format!("\"{}\" is not a plain word", part.name)).help("use letters, digits, _ and -");
@@ -202,11 +206,11 @@ pub(super) fn rewrite(route: &route::Route, matcher: &Match, problems: &mut Prob
         problems.error(at.clone(), "with `aggregate` only `host` can be rewritten").help("each part has a `path` of its own");
     }
     if let Some(strip) = &rewrite.strip_prefix {
-        check_strip(rewrite, strip, matcher, &at, problems);
+        check_strip(strip, matcher, &at, problems);
     }
 }
 
-fn check_strip(_: &Rewrite, strip: &str, matcher: &Match, at: &At, problems: &mut Problems) {
+fn check_strip(strip: &str, matcher: &Match, at: &At, problems: &mut Problems) {
     let Some(path) = matcher.path.as_ref().or(matcher.prefix.as_ref()) else { return };
     let segments = |text: &str| text.trim_matches('/').split('/').filter(|s| !s.is_empty()).map(str::to_owned).collect::<Vec<_>>();
     let (path_segments, strip_segments) = (segments(path), segments(strip));

@@ -19,12 +19,12 @@ impl Conditions {
         let at = route.at.key("match");
         let (outer, own) = (&self.matcher, &route.matcher);
         let prefix = outer.prefix.as_deref().unwrap_or_default().trim_end_matches('/');
-        if let (Some(group), Some(host)) = (&outer.host, &own.host) {
-            if !host_inside(host, group) {
-                problems
-                    .error(at.key("host"), format!("the host \"{host}\" is outside the group's host \"{group}\""))
-                    .help("a route in a group can only narrow the group's host");
-            }
+        if let (Some(group), Some(host)) = (&outer.host, &own.host)
+            && !host_inside(host, group)
+        {
+            problems
+                .error(at.key("host"), format!("the host \"{host}\" is outside the group's host \"{group}\""))
+                .help("a route in a group can only narrow the group's host");
         }
         if self.nested && own.regex.is_some() {
             problems

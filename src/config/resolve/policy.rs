@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Route, Target, checks, matching};
 use crate::config::auth::AuthRule;
 use crate::config::route::{self, Cors, Headers, IpRules, Match, Mirror, Policy, RateLimit, Retry, RetryOn, Rewrite};
+use crate::config::validate::not_zero;
 use crate::config::{At, Config, Problems};
 use crate::units::{self, Setting};
 
@@ -91,7 +92,7 @@ impl Inherited {
         }
         for (name, written) in [("compress", &policy.compress), ("cache", &policy.cache)] {
             if let Some(Setting::On(_)) = written {
-                checks::later(problems, at.key(name), name);
+                checks::later(problems, &at.key(name), name);
             }
         }
         check(policy, at, config, problems);
@@ -148,6 +149,14 @@ fn check(policy: &Policy, at: &At, config: &Config, problems: &mut Problems) {
                 .error(retry_at.key("when"), "`timeout` needs `per_try_timeout`: without it no time would be left for another try")
                 .help("add per_try_timeout, shorter than the route's timeout");
         }
+    }
+    let times = [
+        (at.key("timeout"), policy.timeout.as_ref().and_then(Setting::on).copied()),
+        (at.key("idle_timeout"), policy.idle_timeout.as_ref().and_then(Setting::on).copied()),
+        (at.key("retry").key("per_try_timeout"), policy.retry.as_ref().and_then(Setting::on).and_then(|retry| retry.per_try_timeout)),
+    ];
+    for (at, time) in times.into_iter().filter_map(|(at, time)| Some((at, time?))) {
+        not_zero(time, &at, "write at least 1ms, or off for no limit", problems);
     }
     if let Some(rules) = policy.ip.as_ref().and_then(Setting::on) {
         for (name, list) in [("allow", &rules.allow), ("deny", &rules.deny)] {

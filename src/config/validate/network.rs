@@ -23,11 +23,11 @@ fn network(text: &str) -> Result<IpNet, (String, String)> {
             (format!("\"{text}\" is neither an IP address nor a CIDR"), help.to_owned())
         })?,
     };
-    if let IpAddr::V6(address) = net.addr() {
-        if address.to_ipv4_mapped().is_some() {
-            let help = "addresses are compared as IPv4: write it without ::ffff:";
-            return Err((format!("\"{text}\" is an IPv4-mapped IPv6 address"), help.to_owned()));
-        }
+    if let IpAddr::V6(address) = net.addr()
+        && address.to_ipv4_mapped().is_some()
+    {
+        let help = "addresses are compared as IPv4: write it without ::ffff:";
+        return Err((format!("\"{text}\" is an IPv4-mapped IPv6 address"), help.to_owned()));
     }
     if net.trunc() != net {
         return Err((format!("\"{text}\" has bits set behind its mask"), format!("write {} or a longer mask", net.trunc())));

@@ -133,7 +133,7 @@ fn check_discover(discover: &Discover, at: &At, config: &Config, problems: &mut 
     let mut refused = false;
     for (name, _) in others.into_iter().filter(|(_, is)| *is) {
         refused = true;
-        later(problems, at.key(name), name);
+        later(problems, &at.key(name), name);
     }
     match &discover.dns {
         Some(name) => {

@@ -214,8 +214,13 @@ impl Build<'_> {
 
     fn keys_file(&mut self, keys: &mut ApiKeys, file: &str, at: &At) -> Option<()> {
         let content = self.read(at, file)?;
-        let list: Vec<config::Key> = match serde_yaml::from_slice(&content) {
-            Ok(list) => list,
+        let list: Vec<config::Key> = match serde_yaml::from_slice::<Option<_>>(&content) {
+            Ok(Some(list)) => list,
+            // A file that is being written is empty for a moment; that must not lock everybody out.
+            Ok(None) => {
+                self.problems.error(at.clone(), format!("`{file}` is empty")).help("write [] for no keys");
+                return None;
+            }
             // The parser's own words could quote a value.
             Err(error) => {
                 let line = error.location().map(|location| format!(" (line {})", location.line())).unwrap_or_default();

@@ -227,3 +227,77 @@ fn refresh_after(headers: &HeaderMap) -> Duration {
     });
     ages.next().map_or(REFRESH.1, |seconds| Duration::from_secs(seconds).clamp(REFRESH.0, REFRESH.1))
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn jwks() -> Jwks {
+        Jwks::new(Uri::from_static("https://id.test/jwks"), vec![Algorithm::ES256])
+    }
+    fn fetched(jwks: &Jwks, body: &'static str, now: Instant) -> Result<(), String> {
+        Fetching::begin(jwks, now).unwrap().end(Ok((Bytes::from_static(body.as_bytes()), Duration::from_secs(900))), now)
+    }
+
+    #[test]
+    fn the_first_fetch_is_due_at_once_and_only_one_runs() {
+        let (jwks, now) = (jwks(), Instant::now());
+        let running = Fetching::begin(&jwks, now).unwrap();
+        assert!(jwks.join().is_some() && Fetching::begin(&jwks, now).is_none());
+        drop(running);
+        assert!(jwks.join().is_none() && Fetching::begin(&jwks, now).is_some());
+    }
+
+    #[test]
+    fn unknown_names_cause_one_fetch_in_30_seconds_and_the_first_one_does_not_count() {
+        let (jwks, start) = (jwks(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        fetched(&jwks, r#"{"keys":[]}"#, at(0)).unwrap();
+        assert!(jwks.refetch(at(1)).is_some());
+        assert!(jwks.refetch(at(2)).is_some(), "it has not run yet, so others join it");
+        fetched(&jwks, r#"{"keys":[]}"#, at(3)).unwrap();
+        assert!(jwks.refetch(at(30)).is_none());
+        assert!(jwks.refetch(at(31)).is_some());
+    }
+
+    #[test]
+    fn keys_serve_24_hours_after_the_last_success() {
+        let (jwks, start) = (jwks(), Instant::now());
+        assert!(jwks.current(start).is_none());
+        fetched(&jwks, r#"{"keys":[]}"#, start).unwrap();
+        let failed = Fetching::begin(&jwks, start + Duration::from_secs(900)).unwrap().end(Err("x".into()), start + STALE / 2);
+        assert_eq!(failed, Err("x".into()));
+        assert!(jwks.current(start + STALE - Duration::from_secs(1)).is_some());
+        assert!(jwks.current(start + STALE).is_none());
+    }
+
+    #[test]
+    fn only_other_keys_are_a_new_generation() {
+        let (jwks, start) = (jwks(), Instant::now());
+        for (second, body, generation) in [(0, r#"{"keys":[]}"#, 1), (1000, r#"{"keys":[]}"#, 1), (2000, r#"{"keys":[{}]}"#, 2)] {
+            fetched(&jwks, body, start + Duration::from_secs(second)).unwrap();
+            assert_eq!(jwks.generation(), generation);
+        }
+        assert!(fetched(&jwks, "nonsense", start + Duration::from_secs(3000)).is_err());
+        assert_eq!(jwks.generation(), 2);
+    }
+
+    #[test]
+    fn waits_grow_to_a_minute_and_max_age_stays_within_bounds() {
+        assert_eq!([0, 1, 2, 5, 6, 99].map(|n| backoff(n).as_secs()), [1, 2, 4, 32, 60, 60]);
+        for (value, seconds) in [
+            ("max-age=300", 300),
+            ("public, Max-Age=\"600\"", 600),
+            ("max-age=0", 60),
+            ("max-age=99999", 900),
+            ("no-store", 900),
+            ("max-age=x", 900),
+        ] {
+            let headers = HeaderMap::from_iter([(CACHE_CONTROL, HeaderValue::from_static(value))]);
+            assert_eq!(refresh_after(&headers).as_secs(), seconds, "{value}");
+        }
+        assert_eq!(refresh_after(&HeaderMap::new()).as_secs(), 900);
+    }
+}

@@ -160,3 +160,66 @@ pub(super) fn algorithm(word: &str) -> Result<Algorithm, String> {
 pub(super) fn is_symmetric(algorithm: Algorithm) -> bool {
     algorithm.family() == AlgorithmFamily::Hmac
 }
+
+#[cfg(test)]
+mod tests {
+    use jsonwebtoken::EncodingKey;
+    use jsonwebtoken::jwk::Jwk;
+    use rcgen::KeyPair;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A key of each family, with an algorithm of it.
+    fn signers() -> Vec<(Algorithm, KeyPair, EncodingKey)> {
+        let rsa = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+        let p256 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        let ed = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let from_rsa = EncodingKey::from_rsa_pem(rsa.serialize_pem().as_bytes()).unwrap();
+        let from_p256 = EncodingKey::from_ec_pem(p256.serialize_pem().as_bytes()).unwrap();
+        let from_p384 = EncodingKey::from_ec_pem(p384.serialize_pem().as_bytes()).unwrap();
+        let from_ed = EncodingKey::from_ed_pem(ed.serialize_pem().as_bytes()).unwrap();
+        vec![
+            (Algorithm::RS256, rsa, from_rsa),
+            (Algorithm::ES256, p256, from_p256),
+            (Algorithm::ES384, p384, from_p384),
+            (Algorithm::EdDSA, ed, from_ed),
+        ]
+    }
+
+    #[test]
+    fn every_family_is_read_from_pem_and_from_a_jwk() {
+        let signers = signers();
+        let all: Vec<Algorithm> = signers.iter().map(|(algorithm, ..)| *algorithm).collect();
+        for (algorithm, pair, signer) in &signers {
+            let signature = jsonwebtoken::crypto::sign(b"message", signer, *algorithm).unwrap();
+            let pem = KeySet::pem(pair.public_key_pem().as_bytes(), &[*algorithm]).unwrap();
+            assert_eq!(pem.verify(Some("any"), *algorithm, b"message", &signature), Verdict::Good, "{algorithm:?}");
+            assert_eq!(pem.verify(None, *algorithm, b"massage", &signature), Verdict::BadSignature, "{algorithm:?}");
+            assert!(KeySet::pem(pair.serialize_pem().as_bytes(), &[*algorithm]).is_err());
+
+            let mut jwk = if *algorithm == Algorithm::EdDSA {
+                json!({ "kty": "OKP", "crv": "Ed25519", "x": URL_SAFE_NO_PAD.encode(pair.public_key_raw()) })
+            } else {
+                serde_json::to_value(Jwk::from_encoding_key(signer, *algorithm).unwrap()).unwrap()
+            };
+            jwk["kid"] = json!("k");
+            let read = |jwk: &Value| KeySet::jwks(json!({ "keys": [jwk] }).to_string().as_bytes(), &all).unwrap();
+            let keys = read(&jwk);
+            assert_eq!(keys.verify(Some("k"), *algorithm, b"message", &signature), Verdict::Good, "{algorithm:?}");
+            assert_eq!(keys.verify(None, *algorithm, b"message", &signature), Verdict::Good, "{algorithm:?}");
+            assert_eq!(keys.verify(Some("x"), *algorithm, b"message", &signature), Verdict::UnknownKid);
+            for other in all.iter().filter(|other| *other != algorithm) {
+                assert_eq!(keys.verify(Some("k"), *other, b"message", &signature), Verdict::NoFittingKey, "{other:?}");
+            }
+            for (member, value) in
+                [("use", json!("enc")), ("alg", json!("PS512")), ("alg", json!("HS256")), ("key_ops", json!(["encrypt"]))]
+            {
+                let mut changed = jwk.clone();
+                changed[member] = value;
+                assert_eq!(read(&changed).len(), 0, "{changed}");
+            }
+        }
+    }
+}

@@ -51,10 +51,13 @@ impl Place {
     pub(super) fn read<'a>(&self, headers: &'a HeaderMap, query: Option<&'a str>) -> Found<'a> {
         match self {
             Self::Scheme(scheme) => match single(headers, &AUTHORIZATION) {
-                Found::Value(value) => after_scheme(&value, scheme).map_or(Found::Absent, |rest| Found::Value(Cow::Owned(rest.to_owned()))),
-                other => other,
+                Ok(line) => found(line.and_then(|line| after_scheme(line, scheme))),
+                Err(Unreadable) => Found::Malformed,
             },
-            Self::Header(name) => single(headers, name),
+            Self::Header(name) => match single(headers, name) {
+                Ok(line) => found(line),
+                Err(Unreadable) => Found::Malformed,
+            },
             Self::Cookie(name) => cookie(headers, name),
             Self::Query(name) => parameter(query, name),
             Self::Certificate => Found::Absent,
@@ -73,18 +76,21 @@ impl Place {
     }
 }
 
+/// A field that was sent twice, or is not text.
+struct Unreadable;
+
+fn found(value: Option<&str>) -> Found<'_> {
+    value.filter(|value| !value.is_empty()).map_or(Found::Absent, |value| Found::Value(Cow::Borrowed(value)))
+}
+
 /// The only line of a field.
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Found<'a> {
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Unreadable> {
     let mut lines = headers.get_all(name).iter();
-    let Some(line) = lines.next() else { return Found::Absent };
+    let Some(line) = lines.next() else { return Ok(None) };
     if lines.next().is_some() {
-        return Found::Malformed;
+        return Err(Unreadable);
     }
-    match line.to_str() {
-        Ok(text) if text.trim().is_empty() => Found::Absent,
-        Ok(text) => Found::Value(Cow::Borrowed(text.trim())),
-        Err(_) => Found::Malformed,
-    }
+    line.to_str().map(|text| Some(text.trim())).map_err(|_| Unreadable)
 }
 
 fn after_scheme<'a>(value: &'a str, scheme: &str) -> Option<&'a str> {

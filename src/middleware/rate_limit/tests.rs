@@ -264,7 +264,7 @@ fn buckets_live_where_they_are_written_and_stay_over_reloads() {
     assert!(passes(&at("defaults", &[limit(&["header:x", "ip"], "1/h", 1)])));
     assert!(passes(&[(one.clone(), place("defaults", 1))]));
     // A new name is no new bucket.
-    let mut renamed = one.clone();
+    let mut renamed = one;
     renamed.name = Some("other".to_owned());
     assert!(!passes(&at("defaults", &[renamed])));
 }

@@ -49,6 +49,13 @@ pub enum CallFailure {
     ProtocolError,
 }
 
+impl From<std::convert::Infallible> for CallFailure {
+    /// For bodies that are whole already.
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
 /// Makes calls: over the real upstreams in the gateway, scripted in tests.
 pub trait Caller: Send + Sync {
     /// Body of an answer. Its error says whether it was cut (`Reset`) or late (`Timeout`).

@@ -6,6 +6,7 @@ use http::{HeaderName, Method};
 
 use super::merge::Shape;
 use super::{Aggregate, Part};
+use crate::config::problem::Severity;
 use crate::config::{At, Problems, route};
 use crate::http::fields::is_hop_by_hop;
 use crate::http::template::{Allowed, Param, UrlTemplate};
@@ -13,7 +14,7 @@ use crate::units::Setting;
 
 /// Compiles what is written at `at` (the route's `aggregate`).
 pub(super) fn aggregate(written: &route::Aggregate, at: &At, params: &[Param], problems: &mut Problems) -> Option<Aggregate> {
-    let before = problems.list().len();
+    let before = errors(problems);
     if written.parts.is_empty() {
         problems.error(at.key("parts"), "an aggregate needs parts").help("write at least one `{ name: …, upstream: …, path: … }`");
     }
@@ -36,10 +37,10 @@ pub(super) fn aggregate(written: &route::Aggregate, at: &At, params: &[Param], p
         });
         parts.extend(self::part(part, upstream, &names, &at, params, problems));
     }
-    if problems.list().len() == before {
+    if errors(problems) == before {
         cycles(&parts, &at.key("parts"), problems);
     }
-    (problems.list().len() == before).then(|| Aggregate {
+    (errors(problems) == before).then(|| Aggregate {
         parts,
         upstreams,
         forward_headers,
@@ -47,6 +48,11 @@ pub(super) fn aggregate(written: &route::Aggregate, at: &At, params: &[Param], p
         concurrency: written.concurrency,
         max_part_size: written.max_part_size.0,
     })
+}
+
+/// How many of the problems refuse the configuration.
+fn errors(problems: &Problems) -> usize {
+    problems.list().iter().filter(|problem| problem.severity == Severity::Error).count()
 }
 
 /// Checks the name of part `index`: a plain word, and the first of its kind.

@@ -171,3 +171,69 @@ impl<'de> Visitor<'de> for ElementsVisitor<'de> {
         Ok(elements)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at<'a>(document: &'a str, path: &str) -> Option<&'a str> {
+        let path: Vec<String> = path.split('.').map(str::to_owned).collect();
+        Some(&document[select(document, &path)?])
+    }
+
+    #[test]
+    fn only_whole_documents_of_bearable_depth_are_valid() {
+        assert_eq!(validate(b" \n{\"a\": 1} \t"), Some(2..10));
+        for good in ["1e999", "-0.10", "null", "[]", "\"\\ud800\"", "{\"\":{}}"] {
+            assert_eq!(validate(good.as_bytes()), Some(0..good.len()), "{good}");
+        }
+        for bad in ["", " ", "{", "{}x", "{} {}", "01", "'a'", "{a:1}", "[1,]", "nul", "NaN", "\"\n\"", "\u{feff}{}", "<html>"] {
+            assert_eq!(validate(bad.as_bytes()), None, "{bad:?}");
+        }
+        assert_eq!(validate(b"\"\xff\""), None, "not UTF-8");
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(validate(nested(128).as_bytes()).is_some());
+        assert!(validate(nested(129).as_bytes()).is_none());
+        assert!(validate("[".repeat(4 << 20).as_bytes()).is_none());
+        assert!(validate(format!("{{\"{}\\\"[\": 1}}", "[".repeat(500)).as_bytes()).is_some(), "brackets in strings are no nesting");
+    }
+
+    #[test]
+    fn values_are_found_by_keys_and_indices() {
+        let document = r#"{"data": {"items": [ 10 , {"id" : 12345678901234567890.10} ], "": 5}, "n": 1e999}"#;
+        assert_eq!(at(document, "data.items.0"), Some("10"));
+        assert_eq!(at(document, "data.items.1.id"), Some("12345678901234567890.10"));
+        assert_eq!(at(document, "n"), Some("1e999"));
+        for absent in [
+            "data.items.2",
+            "data.items.-1",
+            "data.items.+1",
+            "data.items.x",
+            "data.items.0.x",
+            "nope",
+            "n.x",
+            "data.items.18446744073709551616",
+        ] {
+            assert_eq!(at(document, absent), None, "{absent}");
+        }
+        assert_eq!(select(document, &[]).map(|place| place.len()), Some(document.len()));
+    }
+
+    #[test]
+    fn keys_are_compared_decoded_and_the_last_of_equal_ones_counts() {
+        assert_eq!(at(r#"{"\u0061": 1, "a": 2}"#, "a"), Some("2"));
+        assert_eq!(members(r#"{"a":1,"b":2,"\u0061":3}"#).unwrap(), [("a".into(), "3"), ("b".into(), "2")]);
+        assert_eq!(members(r#"{"\ud800":1,"secret":2}"#).unwrap().len(), 2, "half a surrogate pair hides nothing");
+    }
+
+    #[test]
+    fn scalars_are_text_and_nothing_else_is() {
+        let cases = [("\"a\\n\\u00e9\"", "a\né"), ("1.50", "1.50"), ("true", "true"), ("false", "false")];
+        for (value, text) in cases {
+            assert_eq!(scalar(value).as_deref(), Some(text));
+        }
+        for value in ["null", "{}", "[1]", "\"\\ud800\""] {
+            assert_eq!(scalar(value), None, "{value}");
+        }
+    }
+}

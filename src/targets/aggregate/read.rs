@@ -202,3 +202,118 @@ impl Write for Bounded {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use http_body::Frame;
+    use http_body_util::Full;
+
+    use super::*;
+
+    /// A body that comes in these pieces.
+    struct Frames(VecDeque<Result<Bytes, CallFailure>>);
+
+    impl Body for Frames {
+        type Data = Bytes;
+        type Error = CallFailure;
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CallFailure>>> {
+            Poll::Ready(self.0.pop_front().map(|piece| piece.map(Frame::data)))
+        }
+    }
+
+    /// The output of a future that never waits.
+    fn now<F: Future>(future: F) -> F::Output {
+        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => output,
+            Poll::Pending => panic!("it waits"),
+        }
+    }
+
+    fn gzip(data: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn answer<B>(status: u16, coding: Option<&'static str>, body: B) -> PartResponse<B> {
+        let headers = coding.map(|coding| (CONTENT_ENCODING, HeaderValue::from_static(coding))).into_iter().collect();
+        PartResponse { status: StatusCode::from_u16(status).unwrap(), headers, body }
+    }
+
+    fn read(status: u16, coding: Option<&'static str>, body: &[u8], limit: u64) -> Result<String, Failure> {
+        let body = Full::new(Bytes::copy_from_slice(body));
+        now(document(answer(status, coding, body), limit)).map(|d| d.text().to_owned()).map_err(|f| f.failure)
+    }
+
+    #[test]
+    fn any_success_with_json_is_good_and_nothing_is_an_empty_object() {
+        assert_eq!(read(200, None, b" {\"a\":1}\n", 100).unwrap(), "{\"a\":1}");
+        assert_eq!(read(299, None, b"[1]", 3).unwrap(), "[1]", "the limit is included");
+        assert_eq!(read(200, None, b"", 100).unwrap(), "{}");
+        assert_eq!(read(200, Some("gzip"), b"", 100).unwrap(), "{}");
+        assert_eq!(read(204, None, b"", 100).unwrap(), "{}");
+    }
+
+    #[test]
+    fn what_is_not_json_is_a_failed_part() {
+        for body in [&b"<html>"[..], b"{\"a\":", b"{}{}", b"\xff", b" "] {
+            assert_eq!(read(200, None, body, 100), Err(Failure::NotJson));
+        }
+        assert_eq!(read(200, Some("br"), b"{}", 100), Err(Failure::NotJson));
+        assert_eq!(read(200, Some("gzip, gzip"), &gzip(&gzip(b"{}")), 100), Err(Failure::NotJson));
+    }
+
+    #[test]
+    fn other_statuses_fail_with_their_number_and_a_401_keeps_its_challenge() {
+        assert_eq!(read(302, None, b"{}", 100).unwrap_err().to_string(), "302");
+        let mut response = answer(401, None, Full::new(Bytes::new()));
+        response.headers.append(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        assert_eq!(now(document(response, 100)).unwrap_err().challenges, ["Bearer"]);
+    }
+
+    #[test]
+    fn gzip_is_decoded_and_counted_decoded() {
+        let text = format!("{{\"a\":\"{}\"}}", "x".repeat(1000));
+        let coded = gzip(text.as_bytes());
+        assert!(coded.len() < 100);
+        for coding in ["gzip", "x-gzip", "GZIP", "identity, gzip"] {
+            assert_eq!(read(200, Some(coding), &coded, text.len() as u64).as_deref(), Ok(text.as_str()));
+        }
+        assert_eq!(read(200, Some("gzip"), &coded, text.len() as u64 - 1), Err(Failure::TooLarge));
+        assert_eq!(read(200, Some("gzip"), &gzip(&vec![b' '; 1 << 20]), 1 << 14), Err(Failure::TooLarge), "a bomb");
+        assert_eq!(read(200, Some("gzip"), &gzip(b"").repeat(1000), 1000), Err(Failure::TooLarge), "much that is nothing");
+    }
+
+    #[test]
+    fn gzip_that_is_cut_or_broken_is_a_failed_part() {
+        let coded = gzip(b"{\"a\":12345}");
+        for end in 1..coded.len() {
+            assert_eq!(read(200, Some("gzip"), &coded[..end], 100), Err(Failure::NotJson), "cut at {end}");
+        }
+        assert_eq!(read(200, Some("gzip"), b"{}", 100), Err(Failure::NotJson));
+        let mut wrong = coded;
+        let crc = wrong.len() - 8;
+        wrong[crc] ^= 1;
+        assert_eq!(read(200, Some("gzip"), &wrong, 100), Err(Failure::NotJson), "checksum");
+    }
+
+    #[test]
+    fn pieces_are_put_together_within_the_limit_and_cut_bodies_fail() {
+        let frames = |texts: &[Result<&'static str, CallFailure>]| {
+            Frames(texts.iter().map(|t| t.map(|t| Bytes::from_static(t.as_bytes()))).collect())
+        };
+        let read = |texts: &[Result<&'static str, CallFailure>], limit| {
+            now(document(answer(200, None, frames(texts)), limit)).map(|d| d.text().to_owned()).map_err(|f| f.failure)
+        };
+        assert_eq!(read(&[Ok(""), Ok("[1,"), Ok("2"), Ok("]")], 5).unwrap(), "[1,2]");
+        assert_eq!(read(&[Ok("[1,"), Ok("2"), Ok("]")], 4), Err(Failure::TooLarge));
+        assert_eq!(read(&[Ok("[1]"), Err(CallFailure::Reset)], 100), Err(Failure::Call(CallFailure::Reset)));
+    }
+}

@@ -93,9 +93,13 @@ impl<'a, C: Caller> Run<'a, C> {
             self.end(index, end);
         }
         drop(calls);
-        let late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        let unfinished = if late { Failure::Call(CallFailure::Timeout) } else { Failure::Cancelled };
+        let unfinished = if self.late() { Failure::Call(CallFailure::Timeout) } else { Failure::Cancelled };
         self.ends.into_iter().map(|end| end.unwrap_or_else(|| Err(unfinished.into()))).collect()
+    }
+
+    /// Whether the route's time is over.
+    fn late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
     fn end(&mut self, index: usize, end: End) {
@@ -141,7 +145,8 @@ impl<'a, C: Caller> Run<'a, C> {
     }
 
     fn request(&self, part: &Part) -> Result<PartRequest, Failure> {
-        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        // What has waited for others may be too late to be called; the first calls have their deadline on the way.
+        if self.late() && self.ends.iter().any(Option::is_some) {
             return Err(Failure::Call(CallFailure::Timeout));
         }
         let values = self.values(part)?;

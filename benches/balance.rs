@@ -1,0 +1,58 @@
+//! Nanoseconds per pick and drop of an attempt: each strategy with 1 and 1,000 endpoints, all available.
+#![allow(clippy::print_stdout, missing_docs)]
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tollgate::config::Problems;
+use tollgate::config::upstream::{self as config, Balance, Endpoint};
+use tollgate::upstream::pool::EndpointPool;
+use tollgate::upstream::{PickArgs, Unobserved, Upstream, UpstreamState};
+
+const PICKS: u32 = 200_000;
+
+fn main() {
+    let hash = |bounded_load| Balance::ConsistentHash { key: vec![tollgate::units::Selector::Ip], bounded_load };
+    let strategies = [
+        ("round_robin", Balance::RoundRobin, 1),
+        ("weighted, equal weights", Balance::Weighted, 1),
+        ("weighted, 10 weights", Balance::Weighted, 10),
+        ("weighted, 1000 weights", Balance::Weighted, 1000),
+        ("least_requests", Balance::LeastRequests, 1),
+        ("p2c", Balance::P2c, 1),
+        ("random", Balance::Random, 1),
+        ("consistent_hash", hash(None), 1),
+        ("consistent_hash, bounded", hash(Some(1.25)), 1),
+    ];
+    for (name, balance, weights) in strategies {
+        let times: Vec<String> = [1, 1000].map(|endpoints| format!("{:8.0}", measure(&balance, endpoints, weights))).into();
+        println!("{name:28} {} ns with 1, {} ns with 1000 endpoints", times[0], times[1]);
+    }
+}
+
+fn measure(balance: &Balance, endpoints: usize, weights: usize) -> f64 {
+    let written =
+        (0..endpoints).map(|n| Endpoint { url: format!("http://10.0.{}.{}:80", n / 250, n % 250), weight: (n % weights) as u32 + 1 });
+    let config = config::Upstream { endpoints: written.collect(), balance: balance.clone(), ..config::Upstream::default() };
+    let state = UpstreamState::new("bench", Arc::new(Unobserved));
+    let mut problems = Problems::default();
+    let upstream = Upstream::compile("bench", &config, state, Arc::new(|_| Arc::new(EndpointPool)), &mut problems);
+    let Some(upstream) = upstream else {
+        println!("{problems:?}");
+        return f64::NAN;
+    };
+    let now = Instant::now();
+    let mut random = 1u64;
+    let mut run = || {
+        let start = Instant::now();
+        for _ in 0..PICKS {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let key = random ^ (random >> 29);
+            black_box(upstream.pick(&PickArgs { worker: 0, now, tried: &[], hash: &|| Some(key), random: key })).ok();
+        }
+        start.elapsed().as_nanos() as f64 / f64::from(PICKS)
+    };
+    run();
+    (0..3).map(|_| run()).fold(f64::INFINITY, f64::min)
+}

@@ -1,0 +1,1 @@
+"""What `benches/compare/run` is made of. Python's standard library only."""

@@ -1,0 +1,176 @@
+"""The backend and the proxies of a run: started, checked, measured."""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import time
+
+from . import configs, secrets
+from .errors import CompareError
+from .loads import Target
+from .processes import cpu_seconds, free_ports, memory_kib, tail, wait_for_port
+
+SETTLE_SECONDS = 0.5
+CHAIN = "tollgate-chain"
+
+
+class Proxy:
+    """A running proxy."""
+
+    def __init__(self, name, process, target, directory):
+        self.name, self.process, self.target, self.directory = name, process, target, directory
+
+    def cpu(self):
+        """CPU seconds it has used so far."""
+        if self.process.poll() is not None:
+            raise CompareError(f"{self.name} ended with {self.process.returncode}:\n{tail(self.process.log)}")
+        return cpu_seconds(self.process.pid)
+
+    def memory(self):
+        """(RSS, PSS) in KiB."""
+        return memory_kib(self.process.pid)
+
+
+class Fleet:
+    """Starts and stops proxies against one backend."""
+
+    def __init__(self, processes, directory, tools, loader):
+        self._processes, self._directory, self._tools, self._loader = processes, directory, tools, loader
+        self._count = 0
+        self._tls = secrets.certificate(processes, tools["openssl"], self._new_directory("tls"))
+        self._token, self._public_key = secrets.token(processes, tools["openssl"], self._new_directory("issuer"))
+        self._backend = self._start_backend()
+
+    def _new_directory(self, name):
+        self._count += 1
+        path = os.path.join(self._directory, f"{self._count:02}-{name}")
+        os.makedirs(path)
+        return path
+
+    def _start_backend(self):
+        directory = self._new_directory("backend")
+        ports = dict(zip(("http", "sink", "echo"), free_ports(3)))
+        path = configs.backend(directory, ports)
+        process = self._processes.start([self._tools["nginx"], "-p", directory, "-c", path, "-e", "stderr"], os.path.join(directory, "log"))
+        wait_for_port(process, ports["http"])
+        if self._loader is not None:
+            echo = self._processes.start([self._loader, "echo", f"127.0.0.1:{ports['echo']}"], os.path.join(directory, "echo.log"))
+            wait_for_port(echo, ports["echo"])
+        return ports
+
+    def start(self, name):
+        """Starts a proxy by its name and returns when it answers, correctly."""
+        directory = self._new_directory(name)
+        # Tollgate and Envoy speak h2c on the port of HTTP/1.1; the others need one of its own.
+        ports = dict(zip(("http", "tls", "admin", "h2c"), free_ports(4)))
+        if name in ("envoy", "tollgate", CHAIN):
+            ports["h2c"] = ports["http"]
+        process = self._processes.start(self._command(name, directory, ports), os.path.join(directory, "log"))
+        headers = (f"Authorization: Bearer {self._token}", f"Origin: {configs.ORIGIN}") if name == CHAIN else ()
+        proxy = Proxy(name, process, Target(ports, headers), directory)
+        try:
+            wait_for_port(process, ports["http"])
+            wait_for_port(process, ports["tls"])
+            _check(proxy)
+        except (CompareError, OSError, http.client.HTTPException) as error:
+            log = tail(process.log)
+            self.stop(proxy)
+            raise CompareError(f"{name}: {error}\n{log}".strip()) from error
+        return proxy
+
+    def stop(self, proxy):
+        """Ends it."""
+        self._processes.stop(proxy.process)
+
+    def _command(self, name, directory, ports):
+        binary = self._tools[name.removesuffix("-chain")]
+        arguments = (directory, ports, self._backend, self._tls)
+        if name == "nginx":
+            return [binary, "-p", directory, "-c", configs.nginx(*arguments), "-e", "stderr"]
+        if name == "haproxy":
+            return [binary, "-db", "-f", configs.haproxy(*arguments)]
+        if name == "envoy":
+            return [binary, "-c", configs.envoy(*arguments), "--concurrency", str(configs.WORKERS), "--disable-hot-restart", "-l", "error"]
+        if name == "tollgate":
+            return [binary, "serve", "--config", configs.tollgate(*arguments)]
+        if name == CHAIN:
+            return [binary, "serve", "--config", configs.tollgate_chain(*arguments, self._public_key)]
+        raise CompareError(f"there is no proxy named {name}")
+
+    def startup_memory(self, name):
+        """(RSS, PSS) in KiB of a proxy that has just started and answered a handful of requests."""
+        with self.fresh(name) as proxy:
+            time.sleep(SETTLE_SECONDS)
+            return proxy.memory()
+
+    def idle_memory(self, name, connections):
+        """KiB of resident memory for each idle keep-alive connection, after one request on each."""
+        request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        with self.fresh(name) as proxy, contextlib.ExitStack() as held:
+            time.sleep(SETTLE_SECONDS)
+            before = proxy.memory()[0]
+            for _ in range(connections):
+                connection = held.enter_context(socket.create_connection(("127.0.0.1", proxy.target.ports["http"]), timeout=10))
+                connection.sendall(request)
+                answer = b""
+                while not answer.endswith(b"}"):
+                    part = connection.recv(4096)
+                    if not part:
+                        raise CompareError("a connection was closed")
+                    answer += part
+            time.sleep(SETTLE_SECONDS)
+            return (proxy.memory()[0] - before) / connections
+
+    @contextlib.contextmanager
+    def fresh(self, name):
+        """A new process of its own, ended afterwards."""
+        proxy = self.start(name)
+        try:
+            yield proxy
+        finally:
+            self.stop(proxy)
+
+
+def _fetch(proxy, path, headers, method="GET", body=None):
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.target.ports["http"], timeout=10)
+    try:
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        return response.status, response.read(), response.headers
+    finally:
+        connection.close()
+
+
+def _check(proxy):
+    """A proxy that answers wrongly is not measured."""
+    fields = dict(header.split(": ", 1) for header in proxy.target.headers)
+    status, body, headers = _fetch(proxy, "/", fields)
+    if status != 200 or body != configs.BODY.encode():
+        raise CompareError(f"GET / gave {status} with {len(body)} bytes: {body[:200]!r}")
+    status, body, _ = _fetch(proxy, "/1m", fields)
+    if status != 200 or len(body) != configs.FILE_BYTES:
+        raise CompareError(f"GET /1m gave {status} with {len(body)} bytes")
+    status, body, _ = _fetch(proxy, "/upload", fields, "POST", b"x" * configs.FILE_BYTES)
+    if status != 200 or not json.loads(body)["stored"]:
+        raise CompareError(f"POST /upload gave {status}")
+    if proxy.name == CHAIN:
+        _check_chain(proxy, headers, fields)
+
+
+def _check_chain(proxy, headers, fields):
+    """That the chain is really on: each step leaves its mark."""
+    expected = {"Access-Control-Allow-Origin": configs.ORIGIN, "X-Served-By": "tollgate", "X-Content-Type-Options": "nosniff"}
+    for name, value in expected.items():
+        if headers.get(name) != value:
+            raise CompareError(f"the chain's answer has {name}: {headers.get(name)}, not {value}")
+    status, _, _ = _fetch(proxy, "/", {name: value for name, value in fields.items() if name != "Authorization"})
+    if status != 401:
+        raise CompareError(f"without a token the chain gave {status}, not 401")
+    log = os.path.join(proxy.directory, "access.log")
+    end = time.monotonic() + 5
+    while not os.path.exists(log) or os.path.getsize(log) == 0:
+        if time.monotonic() > end:
+            raise CompareError("the chain wrote no access log")
+        time.sleep(0.05)

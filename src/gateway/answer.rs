@@ -1,0 +1,297 @@
+//! The response on its way to the client, and the one place where a request ends: its log line and its metrics.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+
+use crate::error::Reason;
+use crate::gateway::route::Route;
+use crate::gateway::snapshot::Snapshot;
+use crate::http::body::ClientBody;
+use crate::http::clock::{Clock, Phase};
+use crate::http::connection::ConnectionState;
+use crate::telemetry::access_log::Entry;
+use crate::upstream::client::UpstreamBody;
+
+/// Why a response body was cut; hyper closes the connection or resets the stream over it.
+#[derive(Debug)]
+pub struct Cut;
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the response was cut")
+    }
+}
+
+impl std::error::Error for Cut {}
+
+/// A body behind a pointer, for the rare adapters (gRPC, gRPC-Web).
+pub type Adapted = Pin<Box<dyn Body<Data = Bytes, Error = Cut> + Send>>;
+
+/// Where a response's bytes come from.
+pub enum Source {
+    /// None.
+    Empty,
+    /// Memory.
+    Full(Bytes),
+    /// An upstream, as they come.
+    Upstream(UpstreamBody),
+    /// An upstream, through an adapter.
+    Adapted(Adapted),
+    /// None: the connection becomes a tunnel once the head is out.
+    Tunnel(Box<crate::gateway::tunnel::Opening>),
+}
+
+/// A response body that knows what to do when it ends.
+pub struct ResponseBody {
+    source: Source,
+    finish: Option<Box<Finish>>,
+    bytes: u64,
+    complete: bool,
+}
+
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl ResponseBody {
+    /// A body that is accounted for by `finish` when it ends. `bodiless`: the client gets no body (HEAD, 204, 304).
+    pub fn new(source: Source, finish: Box<Finish>, bodiless: bool) -> Self {
+        let source = match source {
+            Source::Tunnel(opening) => {
+                finish.clock.enter(Phase::Tunnel, Instant::now());
+                opening.start(finish);
+                return Self { source: Source::Empty, finish: None, bytes: 0, complete: true };
+            }
+            other => other,
+        };
+        let complete = bodiless || matches!(source, Source::Empty);
+        Self { source, finish: Some(finish), bytes: 0, complete }
+    }
+
+    /// A body that nobody accounts for.
+    pub fn unaccounted(bytes: Bytes) -> Self {
+        Self { source: Source::Full(bytes), finish: None, bytes: 0, complete: true }
+    }
+
+    fn end(&mut self, cut: Option<Reason>) {
+        if let Some(finish) = self.finish.take() {
+            finish.run(self.bytes, self.complete, cut);
+        }
+    }
+
+    fn source_ended(&self) -> bool {
+        match &self.source {
+            Source::Empty | Source::Tunnel(_) => true,
+            Source::Full(bytes) => bytes.is_empty(),
+            Source::Upstream(body) => body.is_end_stream(),
+            Source::Adapted(body) => body.is_end_stream(),
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let this = self.get_mut();
+        let frame = match &mut this.source {
+            Source::Empty | Source::Tunnel(_) => None,
+            Source::Full(bytes) if bytes.is_empty() => None,
+            Source::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+            Source::Upstream(body) => std::task::ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(|_| Cut)),
+            Source::Adapted(body) => std::task::ready!(body.as_mut().poll_frame(cx)),
+        };
+        match frame {
+            None => {
+                this.complete = true;
+                this.end(None);
+                Poll::Ready(None)
+            }
+            Some(Err(cut)) => {
+                this.end(Some(Reason::UpstreamTruncated));
+                Poll::Ready(Some(Err(cut)))
+            }
+            Some(Ok(mut frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.bytes += data.len() as u64;
+                } else if let (Some(trailers), Some(finish)) = (frame.trailers_mut(), &mut this.finish) {
+                    finish.trailers(trailers);
+                }
+                if this.source_ended() {
+                    // hyper does not ask again once it knows that this was the last frame.
+                    this.complete = true;
+                    this.end(None);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source_ended()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Empty | Source::Tunnel(_) => SizeHint::with_exact(0),
+            Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Upstream(body) => body.size_hint(),
+            Source::Adapted(body) => body.size_hint(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        // An upstream body that has ended without hyper asking for its end is complete all the same.
+        self.complete |= self.source_ended() && !matches!(&self.source, Source::Upstream(body) if body.cut());
+        self.end(None);
+    }
+}
+
+/// What is done once when a request ends.
+pub struct Finish {
+    /// The worker it ran on.
+    pub worker: usize,
+    /// The snapshot it ran on.
+    pub snapshot: Arc<Snapshot>,
+    /// Its route.
+    pub route: Option<Arc<Route>>,
+    /// When its head was complete.
+    pub started: Instant,
+    /// Method, for the metrics.
+    pub method: http::Method,
+    /// Status sent.
+    pub status: u16,
+    /// Reason of a gateway-made answer.
+    pub reason: Option<Reason>,
+    /// The clock of its connection or stream.
+    pub clock: Arc<Clock>,
+    /// Its HTTP/1 connection.
+    pub connection: Option<Arc<ConnectionState>>,
+    /// Its request body.
+    pub body: Option<Arc<ClientBody>>,
+    /// The log line, but for what is known only at the end. `None` if no log is written.
+    pub entry: Option<Box<Entry>>,
+    /// Whether the request is a gRPC call; then with the status of its head, if it came there.
+    pub grpc: bool,
+    /// `grpc-status`, once it is known.
+    pub grpc_status: Option<u8>,
+}
+
+impl Finish {
+    /// Response trailers pass without what must not, and tell the gRPC status.
+    fn trailers(&mut self, trailers: &mut HeaderMap) {
+        if self.grpc
+            && let Some(status) = trailers.get("grpc-status")
+        {
+            self.grpc_status = status.to_str().ok().and_then(|status| status.parse().ok());
+        }
+        self.snapshot.protected.filter_trailers(trailers);
+    }
+
+    /// A tunnel has ended: its log line, and a request without a duration.
+    pub fn tunnel_ended(mut self: Box<Self>, from_client: u64, from_upstream: u64, reason: Option<Reason>) {
+        let metrics = self.route.as_ref().map_or(&self.snapshot.no_route, |route| &route.metrics);
+        metrics.request(self.worker, &self.method, self.status, None);
+        if let Some(reason) = reason {
+            metrics.error(self.worker, reason);
+        }
+        self.snapshot.metrics.request_ended(self.worker);
+        if let Some(mut entry) = self.entry.take() {
+            entry.status = self.status;
+            entry.reason = reason;
+            entry.duration = Instant::now().saturating_duration_since(self.started);
+            entry.bytes_in = from_client;
+            entry.bytes_out = from_upstream;
+            entry.complete = reason.is_none();
+            self.snapshot.access_log.write(self.worker, &entry);
+        }
+    }
+
+    fn run(mut self: Box<Self>, bytes: u64, complete: bool, cut: Option<Reason>) {
+        let now = Instant::now();
+        let mut reason = self.reason;
+        if !complete {
+            // The clock cut it, the upstream did, or else the client is gone.
+            let stalled = self.clock.stalled_now();
+            reason = reason.or(cut).or(Some(if stalled { Reason::IdleTimeout } else { Reason::ClientClosed }));
+        }
+        let unread = self.body.as_ref().is_some_and(|body| !body.ended());
+        if let Some(connection) = &self.connection {
+            connection.abort.store(!complete, Relaxed);
+            if unread {
+                connection.linger.store(true, Relaxed);
+            }
+            self.clock.enter(Phase::Idle, now);
+        } else {
+            self.clock.enter(Phase::Tunnel, now);
+        }
+        let metrics = self.route.as_ref().map_or(&self.snapshot.no_route, |route| &route.metrics);
+        let status = if complete || reason != Some(Reason::ClientClosed) { self.status } else { Reason::ClientClosed.status() };
+        metrics.request(self.worker, &self.method, status, Some(now.saturating_duration_since(self.started)));
+        if let Some(reason) = reason {
+            metrics.error(self.worker, reason);
+        }
+        if self.grpc
+            && let Some(status) = self.grpc_status
+        {
+            metrics.grpc(self.worker, status);
+        }
+        self.snapshot.metrics.request_ended(self.worker);
+        if let Some(mut entry) = self.entry.take() {
+            entry.status = status;
+            entry.reason = reason;
+            entry.duration = now.saturating_duration_since(self.started);
+            entry.bytes_out = bytes;
+            entry.bytes_in = self.body.as_ref().map_or(0, |body| body.bytes_read());
+            entry.complete = complete;
+            entry.grpc_status = self.grpc_status;
+            self.snapshot.access_log.write(self.worker, &entry);
+        }
+    }
+}
+
+/// A request that has no response yet. Dropped with it when the client leaves, it accounts for the request all the same.
+#[must_use]
+pub struct Pending(Option<Box<Finish>>);
+
+impl Pending {
+    /// Begins to account for a request.
+    pub fn new(finish: Finish) -> Self {
+        finish.snapshot.metrics.request_started(finish.worker);
+        Self(Some(Box::new(finish)))
+    }
+
+    /// Hands over to the response.
+    pub fn into_finish(mut self) -> Option<Box<Finish>> {
+        self.0.take()
+    }
+
+    /// What is known so far.
+    pub fn get(&mut self) -> Option<&mut Finish> {
+        self.0.as_deref_mut()
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(mut finish) = self.0.take() {
+            let reason = if std::thread::panicking() { Reason::Internal } else { Reason::ClientClosed };
+            finish.status = reason.status();
+            finish.reason = Some(reason);
+            finish.run(0, reason == Reason::Internal, None);
+        }
+    }
+}

@@ -1,0 +1,515 @@
+//! From a request head to a response: the checks that come before any route is known, the route's chain, and the way back.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONNECTION, EXPECT, ORIGIN, REFERER, TRAILER, TRANSFER_ENCODING, USER_AGENT};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, request, response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+
+use crate::error::{Reason, Refusal};
+use crate::gateway::answer::{Finish, Pending, ResponseBody, Source};
+use crate::gateway::route::Route;
+use crate::gateway::snapshot::Snapshot;
+use crate::http::body::ClientBody;
+use crate::http::client_addr::{client_address, unmap};
+use crate::http::clock::Clock;
+use crate::http::connection::ConnectionState;
+use crate::http::headers::{effective_scheme, make_request_id, remove_hop_by_hop, request_id};
+use crate::http::target::{TargetForm, canonical, check_framing, check_target, host};
+use crate::http::websocket::{Upgrade, WebSocket, inspect_request};
+use crate::http::{Connection, Exchange, Host, Params, Scheme, grpc, grpc_web, problem};
+use crate::middleware::cors::preflight_method;
+use crate::router::{Outcome, Query};
+use crate::telemetry::access_log::Entry;
+
+/// Methods that `Allow` names where CONNECT or TRACE was asked for.
+const ALL_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+
+/// What a connection hands over with each of its requests.
+pub struct Inbound {
+    /// The worker the connection is on.
+    pub worker: usize,
+    /// The configuration the request runs on to its end.
+    pub snapshot: Arc<Snapshot>,
+    /// Facts about the connection.
+    pub connection: Arc<Connection>,
+    /// The clock of the connection (HTTP/1) or stream (HTTP/2).
+    pub clock: Arc<Clock>,
+    /// State of an HTTP/1 connection.
+    pub state: Option<Arc<ConnectionState>>,
+    /// Whether the connection is to end after this answer.
+    pub draining: bool,
+    /// Ends tunnels when the drain is over.
+    pub cut: tokio::sync::watch::Receiver<bool>,
+}
+
+/// What travels beside the [`Exchange`].
+pub struct Context<'a> {
+    /// The configuration.
+    pub snapshot: &'a Arc<Snapshot>,
+    /// The clock of the request.
+    pub clock: Arc<Clock>,
+    /// State of an HTTP/1 connection.
+    pub state: Option<Arc<ConnectionState>>,
+    /// The client's body, until someone takes it.
+    pub incoming: Option<Incoming>,
+    /// The client's body, once someone reads it.
+    pub body: Option<Arc<ClientBody>>,
+    /// A WebSocket handshake.
+    pub websocket: Option<(WebSocket, OnUpgrade)>,
+    /// A gRPC-Web call.
+    pub grpc_web: Option<grpc_web::Call>,
+    /// A gRPC call.
+    pub grpc: bool,
+    /// Whether the peer is a trusted proxy.
+    pub trusted: bool,
+    /// `Trailer` of the request, to be sent on.
+    pub trailer: Option<HeaderValue>,
+    /// Whether the client takes trailers.
+    pub te_trailers: bool,
+    /// Whether the client waits for a 100 before it sends its body.
+    pub expects_continue: bool,
+    /// `Origin` of the request, for CORS.
+    pub origin: Option<HeaderValue>,
+    /// Accounts for the request.
+    pub pending: Pending,
+    /// Ends tunnels when the drain is over.
+    pub cut: tokio::sync::watch::Receiver<bool>,
+}
+
+/// An answer before the fields that every response gets.
+pub struct Answer {
+    /// Its head.
+    pub parts: response::Parts,
+    /// Its body.
+    pub source: Source,
+}
+
+impl Answer {
+    /// An answer from memory.
+    pub fn full((parts, bytes): (response::Parts, Bytes)) -> Self {
+        Self { parts, source: if bytes.is_empty() { Source::Empty } else { Source::Full(bytes) } }
+    }
+
+    /// The answer to a preflight.
+    pub fn preflight(fields: HeaderMap) -> Self {
+        let (mut parts, ()) = Response::new(()).into_parts();
+        parts.status = StatusCode::NO_CONTENT;
+        parts.headers = fields;
+        Self { parts, source: Source::Empty }
+    }
+}
+
+/// Which rules a response gets.
+enum Scope {
+    /// None but the request id: the request was never understood.
+    Bare,
+    /// `headers` and `cors` of `defaults`: no route.
+    Fallback,
+    /// The route's.
+    Route(Arc<Route>),
+}
+
+type Outcomes = (Result<Answer, Box<Refusal>>, Scope);
+
+/// Answers a request. A panic on the way costs this request only: a 500.
+pub async fn handle(inbound: Inbound, request: Request<Incoming>) -> Response<ResponseBody> {
+    let snapshot = Arc::clone(&inbound.snapshot);
+    let mut answering = pin!(AssertUnwindSafe(answer(inbound, request)));
+    std::future::poll_fn(|cx| match std::panic::catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx))) {
+        Ok(poll) => poll,
+        Err(_) => Poll::Ready(internal_error(&snapshot)),
+    })
+    .await
+}
+
+fn internal_error(snapshot: &Snapshot) -> Response<ResponseBody> {
+    let id = make_request_id(unix_ms());
+    let refusal = Refusal::new(Reason::Internal, "The gateway failed to handle this request.");
+    let (mut parts, bytes) = problem::response(&refusal, &id, false);
+    if let Some(name) = &snapshot.request_id {
+        parts.headers.insert(name.clone(), id);
+    }
+    Response::from_parts(parts, ResponseBody::unaccounted(bytes))
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<ResponseBody> {
+    let now = Instant::now();
+    let has_body = !request.body().is_end_stream();
+    inbound.clock.request_started(now, has_body);
+    let (head, incoming) = request.into_parts();
+    let snapshot = Arc::clone(&inbound.snapshot);
+    let trusted = !snapshot.trusted.is_empty() && snapshot.trusted.contains(unmap(inbound.connection.peer.ip()));
+    let mut ex = exchange(&inbound, &head, now, trusted);
+    let pending = Pending::new(finish(&inbound, &ex, &head));
+    let mut cx = Context {
+        snapshot: &snapshot,
+        clock: inbound.clock,
+        state: inbound.state,
+        incoming: has_body.then_some(incoming),
+        body: None,
+        websocket: None,
+        grpc_web: None,
+        grpc: false,
+        trusted,
+        trailer: head.headers.get(TRAILER).cloned(),
+        te_trailers: false,
+        expects_continue: false,
+        origin: None,
+        pending,
+        cut: inbound.cut,
+    };
+    let (outcome, scope) = route(&mut ex, &mut cx, head).await;
+    complete(ex, cx, outcome, scope, inbound.draining).await
+}
+
+/// What is known of a request before anything is checked.
+fn exchange(inbound: &Inbound, head: &request::Parts, now: Instant, trusted: bool) -> Exchange {
+    let connection_scheme = if inbound.connection.tls { Scheme::Https } else { Scheme::Http };
+    let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let id = match &inbound.snapshot.request_id {
+        Some(name) => request_id(&head.headers, name, unix_ms()),
+        None => make_request_id(unix_ms()),
+    };
+    let client_ip: IpAddr = if trusted {
+        client_address(inbound.connection.peer, &inbound.snapshot.trusted, &head.headers)
+    } else {
+        unmap(inbound.connection.peer.ip())
+    };
+    Exchange {
+        worker: inbound.worker,
+        connection: Arc::clone(&inbound.connection),
+        started: now,
+        method: head.method.clone(),
+        version: head.version,
+        received: target.clone(),
+        target,
+        host: Host::new(None, HeaderValue::from_static(""), 0..0),
+        scheme: effective_scheme(&head.headers, trusted, connection_scheme),
+        client_ip,
+        request_id: id,
+        params: Params::default(),
+        identity: None,
+        rate_fields: None,
+        auth_error: None,
+        rate_limit: None,
+    }
+}
+
+/// What accounts for the request from now on.
+fn finish(inbound: &Inbound, ex: &Exchange, head: &request::Parts) -> Finish {
+    let entry = inbound.snapshot.access_log.enabled().then(|| {
+        Box::new(Entry {
+            time: SystemTime::now(),
+            request_id: ex.request_id.clone(),
+            client_ip: ex.client_ip,
+            peer: inbound.connection.peer,
+            method: ex.method.clone(),
+            scheme: ex.scheme,
+            host: head.headers.get(http::header::HOST).cloned(),
+            target: ex.received.clone(),
+            protocol: ex.version,
+            status: 0,
+            reason: None,
+            route: None,
+            user: None,
+            auth_error: None,
+            rate_limit: None,
+            upstream: None,
+            endpoint: None,
+            attempts: 0,
+            duration: std::time::Duration::ZERO,
+            upstream_time: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            complete: false,
+            parts: None,
+            grpc_status: None,
+            tls: inbound.connection.tls_version,
+            user_agent: head.headers.get(USER_AGENT).cloned(),
+            referer: head.headers.get(REFERER).cloned(),
+            secret_query: Arc::clone(&inbound.snapshot.secret_query),
+        })
+    });
+    Finish {
+        worker: inbound.worker,
+        snapshot: Arc::clone(&inbound.snapshot),
+        route: None,
+        started: ex.started,
+        method: ex.method.clone(),
+        status: 0,
+        reason: None,
+        clock: Arc::clone(&inbound.clock),
+        connection: inbound.state.clone(),
+        body: None,
+        entry,
+        grpc: false,
+        grpc_status: None,
+    }
+}
+
+fn bad(detail: &'static str) -> Box<Refusal> {
+    Refusal::new(Reason::BadRequest, detail).closing()
+}
+
+/// Checks the head, finds the route, and takes the request through its chain.
+async fn route(ex: &mut Exchange, cx: &mut Context<'_>, mut head: request::Parts) -> Outcomes {
+    if let Err(refusal) = check(ex, cx, &mut head) {
+        return (Err(refusal), Scope::Bare);
+    }
+    if ex.method == Method::OPTIONS && head.uri.path() == "*" {
+        let (mut parts, ()) = Response::new(()).into_parts();
+        parts.status = StatusCode::NO_CONTENT;
+        parts.headers.insert(ALLOW, ALL_METHODS);
+        return (Ok(Answer { parts, source: Source::Empty }), Scope::Bare);
+    }
+    let preflight = preflight_method(&ex.method, &head.headers).and_then(|asked| Method::from_bytes(asked.as_bytes()).ok());
+    cx.origin = head.headers.get(ORIGIN).cloned();
+    // An extended CONNECT for a WebSocket is routed as the GET it stands for.
+    let method = if cx.websocket.is_some() { Method::GET } else { ex.method.clone() };
+    let found = find(ex, cx, &head.headers, &method, preflight.as_ref());
+    let route = match found {
+        Ok(route) => route,
+        Err(refusal) => return (Err(refusal), Scope::Fallback),
+    };
+    if cx.websocket.is_some() {
+        ex.method = method;
+    }
+    cx.clock.route_chosen(Instant::now(), route.timeout, route.idle_timeout, cx.snapshot.min_body_rate);
+    if let Some(finish) = cx.pending.get() {
+        finish.route = Some(Arc::clone(&route));
+        if let Some(entry) = &mut finish.entry {
+            entry.route = Some(Arc::clone(&route.name));
+        }
+    }
+    let outcome = Route::run(&route, ex, cx, head.headers).await;
+    (outcome, Scope::Route(route))
+}
+
+/// The route of a request. A preflight is routed by the method it asks for, where that route has `cors`.
+fn find(
+    ex: &mut Exchange,
+    cx: &Context<'_>,
+    headers: &HeaderMap,
+    method: &Method,
+    preflight: Option<&Method>,
+) -> Result<Arc<Route>, Box<Refusal>> {
+    let snapshot = cx.snapshot;
+    let query = |method| Query { host: ex.host.name(), path: ex.target.path(), query: ex.target.query(), method, headers };
+    if let Some(asked) = preflight
+        && let Outcome::Found { route, params } = snapshot.router.find(&query(asked))
+        && let Some(found) = snapshot.routes.get(route).filter(|route| route.cors.is_some())
+    {
+        ex.params = params;
+        return Ok(Arc::clone(found));
+    }
+    match snapshot.router.find(&query(method)) {
+        Outcome::Found { route, params } => {
+            ex.params = params;
+            snapshot.routes.get(route).cloned().ok_or_else(|| Refusal::new(Reason::Internal, "The route is gone."))
+        }
+        Outcome::MethodNotAllowed { allow } => {
+            Err(Refusal::new(Reason::MethodNotAllowed, "No route takes this method on this path.").header(ALLOW, allow))
+        }
+        Outcome::NotFound => Err(Refusal::new(Reason::NoRoute, "No route matches this request.")),
+    }
+}
+
+/// Everything that makes a request unacceptable whatever its route; makes host and path canonical and takes away what belongs
+/// to this hop or to the gateway alone.
+fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts) -> Result<(), Box<Refusal>> {
+    let snapshot = cx.snapshot;
+    check_size(snapshot, head)?;
+    let chunked = head.headers.contains_key(TRANSFER_ENCODING);
+    if let Some(state) = &cx.state
+        && state.request_parsed(chunked)
+    {
+        return Err(bad("The request has both a length and a transfer coding."));
+    }
+    if head.version < Version::HTTP_2 {
+        check_framing(head.version, &head.headers).map_err(bad)?;
+    }
+    let protocol = head.extensions.get::<hyper::ext::Protocol>().map(hyper::ext::Protocol::as_str);
+    if (head.method == Method::CONNECT && protocol.is_none()) || head.method == Method::TRACE {
+        return Err(Refusal::new(Reason::MethodNotAllowed, "The gateway does not take this method.").header(ALLOW, ALL_METHODS).closing());
+    }
+    let upgrade = inspect_request(&head.method, head.version, &head.headers, protocol, cx.incoming.is_some() && protocol.is_none());
+    match upgrade {
+        Upgrade::None => {}
+        Upgrade::Invalid(detail) => return Err(bad(detail)),
+        Upgrade::OtherConnect => {
+            return Err(Refusal::new(Reason::MethodNotAllowed, "The gateway tunnels WebSockets only.").header(ALLOW, ALL_METHODS));
+        }
+        Upgrade::WebSocket(websocket) => {
+            if let Some(on_upgrade) = head.extensions.remove::<OnUpgrade>() {
+                cx.websocket = Some((websocket, on_upgrade));
+                cx.incoming = None;
+            }
+        }
+    }
+    let form = if cx.websocket.is_some() { TargetForm::Origin } else { check_target(&head.method, &head.uri).map_err(bad)? };
+    ex.host = host(head.version, &head.headers, &head.uri).map_err(bad)?;
+    cx.expects_continue = head.headers.remove(EXPECT).is_some();
+    let hop = remove_hop_by_hop(&mut head.headers);
+    cx.te_trailers = hop.te_trailers || head.version == Version::HTTP_2;
+    if cx.websocket.as_ref().is_some_and(|(websocket, _)| !websocket.extended) {
+        // Stays visible for header conditions of routes.
+        head.headers.insert(http::header::UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    snapshot.protected.remove(&mut head.headers);
+    if form != TargetForm::Asterisk
+        && let Some(target) = canonical(&ex.target, snapshot.encoded_slash).map_err(bad)?
+    {
+        ex.target = target;
+    }
+    check_grpc(ex, cx, head)?;
+    if hop.te_trailers && cx.grpc {
+        head.headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
+    }
+    Ok(())
+}
+
+fn check_grpc(ex: &Exchange, cx: &mut Context<'_>, head: &request::Parts) -> Result<(), Box<Refusal>> {
+    if ex.method != Method::POST {
+        return Ok(());
+    }
+    cx.grpc_web = grpc_web::Call::recognise(&head.headers);
+    if cx.grpc_web.is_none() && grpc::is_grpc(&head.headers) {
+        if head.version < Version::HTTP_2 {
+            return Err(bad("gRPC needs HTTP/2."));
+        }
+        cx.grpc = true;
+    }
+    if (cx.grpc || cx.grpc_web.is_some())
+        && let Some(finish) = cx.pending.get()
+    {
+        finish.grpc = true;
+    }
+    if cx.grpc { grpc::timeout(&head.headers).map(|_| ()).map_err(|_| bad("grpc-timeout cannot be read.")) } else { Ok(()) }
+}
+
+/// 414 and 431 with a body, before hyper's own limit, which is about twice as large.
+fn check_size(snapshot: &Snapshot, head: &request::Parts) -> Result<(), Box<Refusal>> {
+    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target > snapshot.max_header_size {
+        return Err(Refusal::new(Reason::UriTooLong, "The request target is longer than this gateway allows.").closing());
+    }
+    let fields: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if head.headers.len() > snapshot.max_headers || head.method.as_str().len() + target + fields + 13 > snapshot.max_header_size {
+        return Err(Refusal::new(Reason::HeadersTooLarge, "The request head is larger than this gateway allows.").closing());
+    }
+    Ok(())
+}
+
+/// The way back: every response, whoever made it, gets the same fields, and is accounted for when it ends.
+async fn complete(
+    ex: Exchange,
+    mut cx: Context<'_>,
+    outcome: Result<Answer, Box<Refusal>>,
+    scope: Scope,
+    draining: bool,
+) -> Response<ResponseBody> {
+    let is_head = ex.method == Method::HEAD;
+    let mut close = draining;
+    let reason = outcome.as_ref().err().map(|refusal| refusal.reason);
+    let mut answer = match outcome {
+        Ok(answer) => answer,
+        Err(refusal) => {
+            close |= refusal.close;
+            refused(&ex, &cx, &refusal, is_head)
+        }
+    };
+    let headers = &mut answer.parts.headers;
+    let origin = cx.origin.as_ref();
+    match &scope {
+        Scope::Bare => {}
+        Scope::Fallback => cx.snapshot.fallback.finish_response(&ex, origin, headers),
+        Scope::Route(route) => route.finish_response(&ex, origin, headers),
+    }
+    if let Some(fields) = &ex.rate_fields {
+        headers.insert("ratelimit-policy", fields.policy.clone());
+        headers.insert("ratelimit", fields.limit.clone());
+    }
+    if let Some(name) = &cx.snapshot.request_id {
+        headers.insert(name.clone(), ex.request_id.clone());
+    }
+    if cx.state.is_some() {
+        close |= !matches!(answer.source, Source::Upstream(_) | Source::Adapted(_)) && !body_is_dropped(&mut cx).await;
+        if close {
+            headers_close(&mut answer.parts.headers);
+        }
+    }
+    cx.clock.response_started(Instant::now());
+    let status = answer.parts.status;
+    let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED || status.is_informational();
+    let Some(mut finish) = cx.pending.into_finish() else {
+        return Response::from_parts(answer.parts, ResponseBody::unaccounted(Bytes::new()));
+    };
+    finish.status = status.as_u16();
+    finish.reason = reason;
+    finish.body = cx.body;
+    if finish.grpc && finish.grpc_status.is_none() {
+        finish.grpc_status = grpc::status_in(&answer.parts.headers).and_then(|status| u8::try_from(status).ok());
+    }
+    if let Some(route) = &finish.route {
+        match reason {
+            Some(Reason::RateLimited) => route.metrics.rate_limited(ex.worker),
+            Some(_) | None => {}
+        }
+        if let Some(error) = ex.auth_error {
+            route.metrics.auth_failure(ex.worker, error);
+        }
+    }
+    if let Some(entry) = &mut finish.entry {
+        entry.user = ex.identity.as_ref().map(|identity| Arc::clone(&identity.user));
+        entry.auth_error = ex.auth_error;
+        entry.rate_limit = ex.rate_limit;
+    }
+    Response::from_parts(answer.parts, ResponseBody::new(answer.source, finish, bodiless))
+}
+
+fn headers_close(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+}
+
+/// The answer for a refusal, in the form the client understands.
+fn refused(ex: &Exchange, cx: &Context<'_>, refusal: &Refusal, is_head: bool) -> Answer {
+    if let Some(call) = cx.grpc_web {
+        return Answer { parts: call.refusal(refusal).into_parts().0, source: Source::Empty };
+    }
+    if cx.grpc {
+        return Answer { parts: grpc::refusal(refusal).into_parts().0, source: Source::Empty };
+    }
+    Answer::full(problem::response(refusal, &ex.request_id, is_head))
+}
+
+/// Whether the connection can go on after an answer that did not read the request body: only if the rest of it has arrived and
+/// was dropped. A client that waits for a 100 must not be asked for its body now.
+async fn body_is_dropped(cx: &mut Context<'_>) -> bool {
+    let body = match (cx.body.take(), cx.incoming.take()) {
+        (Some(body), _) => body,
+        (None, Some(incoming)) => ClientBody::new(incoming, None, false, None, Arc::clone(&cx.clock)),
+        (None, None) => return true,
+    };
+    let dropped = body.ended() || (!cx.expects_continue && body.drop_arrived().await);
+    if !dropped && let Some(state) = &cx.state {
+        state.linger.store(true, Relaxed);
+    }
+    cx.body = Some(body);
+    dropped
+}

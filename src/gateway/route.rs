@@ -1,0 +1,174 @@
+//! One route, compiled, and the chain that every request on it passes: [`Route::run`] is the order, from top to bottom.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, TRAILER};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue};
+
+use crate::error::{Reason, Refusal};
+use crate::gateway::handle::{Answer, Context};
+use crate::gateway::target::{Outgoing, Target};
+use crate::http::Exchange;
+use crate::http::headers::{Forwarding, join_cookies, set_forwarded};
+use crate::middleware::auth::AuthChain;
+use crate::middleware::cors::Cors;
+use crate::middleware::headers::HeaderRules;
+use crate::middleware::ip_rules::IpRules;
+use crate::middleware::rate_limit::{Decision, RateLimits};
+use crate::middleware::rewrite::{HostMode, Rewrite};
+use crate::telemetry::metrics::RouteMetrics;
+use crate::upstream::retry::RetryPolicy;
+
+/// A route as it runs.
+pub struct Route {
+    /// Its name, for logs and metrics.
+    pub name: Arc<str>,
+    /// Its metrics.
+    pub metrics: Arc<RouteMetrics>,
+    /// `ip`.
+    pub ip: Option<IpRules>,
+    /// `cors`.
+    pub cors: Option<Cors>,
+    /// `body_limit`, in bytes.
+    pub body_limit: Option<u64>,
+    /// `rate_limit`, inherited ones included.
+    pub limits: Option<RateLimits>,
+    /// `auth`.
+    pub auth: Option<AuthChain>,
+    /// `rewrite`.
+    pub rewrite: Option<Rewrite>,
+    /// `headers`, inherited ones included.
+    pub headers: HeaderRules,
+    /// `timeout`.
+    pub timeout: Option<Duration>,
+    /// `idle_timeout`.
+    pub idle_timeout: Option<Duration>,
+    /// `retry`.
+    pub retry: Option<RetryPolicy>,
+    /// What answers.
+    pub target: Target,
+}
+
+impl std::fmt::Debug for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Route").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Route {
+    /// Takes a request through the chain. The order is a security property, so it is written here once and cannot be configured.
+    ///
+    /// # Errors
+    /// The refusal of the first step that refuses; the caller makes the answer from it.
+    pub async fn run(&self, ex: &mut Exchange, cx: &mut Context<'_>, mut headers: HeaderMap) -> Result<Answer, Box<Refusal>> {
+        // First of all, so that a denied address learns nothing about the route, its CORS rules included.
+        if let Some(ip) = &self.ip {
+            ip.check(ex.client_ip)?;
+        }
+        // Outside auth and limits: preflights carry no credentials, and browsers can read only a 401 or 429 that has CORS fields.
+        if let Some(cors) = &self.cors {
+            if let Some(fields) = cors.preflight(&ex.method, &headers) {
+                return Ok(Answer::preflight(fields));
+            }
+            if cx.websocket.is_some() {
+                cors.check_websocket_origin(&headers)?;
+            }
+        }
+        // Before anything is read or buffered.
+        check_declared_length(self.body_limit, &headers)?;
+        // Parts get what the client sent, credentials included, if the configuration says so.
+        let picked = match &self.target {
+            Target::Aggregate(aggregate) => Some(aggregate.pick(&headers)),
+            Target::Proxy(_) | Target::Split(_) | Target::Respond(_) | Target::Redirect(_) => None,
+        };
+        // Before auth, so that guessing credentials is limited.
+        if let Some(limits) = &self.limits {
+            decide(limits.check_address(ex, &headers, ex.started), ex).await?;
+        }
+        if let Some(auth) = &self.auth {
+            auth.check(ex, &mut headers).await?;
+        }
+        // After auth, since the identity is known now; `global` last, so that refused requests do not eat the shared quota.
+        if let Some(limits) = &self.limits {
+            decide(limits.check_identity(ex, &headers, ex.started), ex).await?;
+        }
+        let outgoing = match &self.target {
+            Target::Respond(respond) => return Ok(Answer::full(respond.respond(ex))),
+            Target::Redirect(redirect) => return redirect.respond(ex).map(Answer::full),
+            Target::Aggregate(aggregate) => {
+                Outgoing { target: ex.target.clone(), headers: picked.unwrap_or_else(|| aggregate.pick(&headers)) }
+            }
+            Target::Proxy(_) | Target::Split(_) => Outgoing { target: self.rewritten(ex)?, headers },
+        };
+        // Last, so that rules and balancing see exactly what the target gets.
+        self.send(ex, cx, outgoing).await
+    }
+
+    /// Path and query for the target.
+    fn rewritten(&self, ex: &Exchange) -> Result<PathAndQuery, Box<Refusal>> {
+        let changed = match &self.rewrite {
+            Some(rewrite) => rewrite.apply(ex)?,
+            None => None,
+        };
+        Ok(changed.unwrap_or_else(|| ex.target.clone()))
+    }
+
+    /// Host for the target; `None` is the endpoint's own.
+    pub(super) fn host(&self, ex: &Exchange) -> Option<HeaderValue> {
+        match self.rewrite.as_ref().map_or(&HostMode::Preserve, Rewrite::host) {
+            HostMode::Preserve => ex.host.authority.clone(),
+            HostMode::Upstream => None,
+            HostMode::Fixed(host) => Some(host.clone()),
+        }
+    }
+
+    /// Forwarded fields, identity, request id and header rules.
+    pub(super) fn prepare(&self, ex: &Exchange, cx: &Context<'_>, headers: &mut HeaderMap) {
+        let snapshot = cx.snapshot;
+        let forwarding =
+            Forwarding { peer: ex.connection.peer.ip(), trusted: cx.trusted, scheme: ex.scheme, host: ex.host.authority.as_ref() };
+        set_forwarded(headers, &forwarding);
+        if let Some(identity) = &ex.identity {
+            for (name, value) in &identity.forward {
+                headers.insert(name.clone(), value.clone());
+            }
+        }
+        if let Some(name) = &snapshot.request_id {
+            headers.insert(name.clone(), ex.request_id.clone());
+        }
+        join_cookies(headers);
+        self.headers.request(ex, headers);
+        if let Some(trailer) = &cx.trailer {
+            headers.insert(TRAILER, trailer.clone());
+        }
+    }
+
+    /// The fields that the route puts on every response, the gateway's own included.
+    pub fn finish_response(&self, ex: &Exchange, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
+        if !self.headers.is_empty() {
+            self.headers.response(ex, headers, ex.scheme == crate::http::Scheme::Https);
+        }
+        if let Some(cors) = &self.cors {
+            cors.apply(origin, headers);
+        }
+    }
+}
+
+async fn decide(decision: Decision, ex: &mut Exchange) -> Result<(), Box<Refusal>> {
+    match decision {
+        Decision::Pass => Ok(()),
+        Decision::Refused(refusal) => Err(refusal),
+        Decision::Remote(pending) => pending.finish(ex).await,
+    }
+}
+
+fn check_declared_length(limit: Option<u64>, headers: &HeaderMap) -> Result<(), Box<Refusal>> {
+    let (Some(limit), Some(length)) = (limit, headers.get(CONTENT_LENGTH)) else { return Ok(()) };
+    // Unreadable lengths never get past the parser.
+    match length.to_str().ok().and_then(|length| length.parse::<u64>().ok()) {
+        Some(length) if length > limit => Err(Refusal::new(Reason::BodyTooLarge, "The request body is longer than this route allows.")),
+        Some(_) | None => Ok(()),
+    }
+}

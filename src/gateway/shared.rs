@@ -1,0 +1,189 @@
+//! State that outlives a reload, keyed by identity. Snapshots hold the `Arc`s; what no snapshot holds any more is dropped.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::config::Problems;
+use crate::config::server::Log;
+use crate::config::upstream as config;
+use crate::middleware::{auth, rate_limit};
+use crate::telemetry::access_log::{AccessLog, Options};
+use crate::telemetry::events;
+use crate::telemetry::metrics::Metrics;
+use crate::tls::ClientTls;
+use crate::upstream::connect::Destination;
+use crate::upstream::pool::EndpointPool;
+use crate::upstream::{EndpointSpec, Observer, UpstreamState};
+
+/// What all snapshots of one gateway share.
+pub struct Shared {
+    /// Number of workers: shards of pools and counters.
+    pub workers: usize,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+    /// Rate buckets and stores.
+    pub limits: Arc<rate_limit::Registry>,
+    /// Authenticators that serve now.
+    pub auth: auth::Registry,
+    /// Runtime of background work; `None` when a configuration is only checked.
+    pub control: Option<tokio::runtime::Handle>,
+    upstreams: Mutex<HashMap<String, Weak<UpstreamState>>>,
+    pools: Mutex<HashMap<String, Weak<EndpointPool>>>,
+    access_log: Mutex<Option<(Log, Arc<AccessLog>)>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("workers", &self.workers).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// For a gateway with `workers` workers whose background work runs on `control`.
+    pub fn new(workers: usize, control: Option<tokio::runtime::Handle>) -> Arc<Self> {
+        let limits = rate_limit::Registry::new();
+        if let Some(control) = &control {
+            control.spawn(rate_limit::Registry::sweep(Arc::downgrade(&limits)));
+        }
+        Arc::new(Self {
+            workers,
+            metrics: Metrics::new(workers, env!("CARGO_PKG_VERSION"), crate::COMMIT),
+            limits,
+            auth: auth::Registry::default(),
+            control,
+            upstreams: Mutex::default(),
+            pools: Mutex::default(),
+            access_log: Mutex::default(),
+        })
+    }
+
+    /// State of the upstream `name`: what is held somewhere, else a new one.
+    pub fn upstream_state(&self, name: &str) -> Arc<UpstreamState> {
+        let mut states = lock(&self.upstreams);
+        states.retain(|_, state| state.strong_count() > 0);
+        if let Some(state) = states.get(name).and_then(Weak::upgrade) {
+            return state;
+        }
+        let state = UpstreamState::new(name, Arc::new(Watcher { metrics: Arc::clone(&self.metrics) }));
+        states.insert(name.to_owned(), Arc::downgrade(&state));
+        state
+    }
+
+    /// Makes pools for the endpoints of `upstream`; one with the same endpoint, TLS, protocol and limits is kept.
+    pub fn pool_maker(
+        self: &Arc<Self>,
+        upstream: &str,
+        config: &config::Upstream,
+        tls: Option<Arc<ClientTls>>,
+    ) -> crate::upstream::MakePool {
+        let (shared, upstream, limits, protocol) = (Arc::clone(self), upstream.to_owned(), config.pool.clone(), config.protocol);
+        let files = tls.as_ref().map_or(0, |tls| contents(tls.files()));
+        let settings = format!("{:?} {:?} {:?} {files:x}", config.tls, config.protocol, config.pool);
+        Arc::new(move |spec: &EndpointSpec| {
+            let key = format!("{upstream} {} {settings}", spec.id);
+            let mut pools = lock(&shared.pools);
+            pools.retain(|_, pool| pool.strong_count() > 0);
+            if let Some(pool) = pools.get(&key).and_then(Weak::upgrade) {
+                return pool;
+            }
+            let metrics = shared.metrics.endpoint(&upstream, &spec.id);
+            let pool = Arc::new(EndpointPool::new(shared.workers, Destination::new(spec, tls.clone(), protocol), &limits, metrics));
+            pools.insert(key, Arc::downgrade(&pool));
+            pool
+        })
+    }
+
+    /// All pools in use.
+    pub fn pools(&self) -> Vec<Arc<EndpointPool>> {
+        lock(&self.pools).values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The access log for `log`: the open one if nothing changed.
+    pub fn access_log(&self, log: &Log, directory: &Path, problems: &mut Problems) -> Arc<AccessLog> {
+        let mut current = lock(&self.access_log);
+        if let Some((old, open)) = &*current
+            && old.access == log.access
+            && old.format == log.format
+        {
+            return Arc::clone(open);
+        }
+        let options = Options::compile(log, directory, self.metrics.access_log_dropped());
+        let opened = match options {
+            Some(options) if self.control.is_some() => AccessLog::new(self.workers, options),
+            Some(_) | None => Ok(AccessLog::disabled()),
+        };
+        match opened {
+            Ok(opened) => {
+                *current = Some((log.clone(), Arc::clone(&opened)));
+                opened
+            }
+            Err(error) => {
+                let at = crate::config::At::main("log").key("access").key("output");
+                problems.error(at, format!("the access log cannot be opened: {error}"));
+                AccessLog::disabled()
+            }
+        }
+    }
+
+    /// Reopens the access log's file, after a rotation.
+    pub fn reopen_logs(&self) {
+        if let Some((_, log)) = &*lock(&self.access_log) {
+            log.reopen();
+        }
+    }
+
+    /// Writes out what the access log still holds.
+    pub fn flush_logs(&self) {
+        let log = lock(&self.access_log).as_ref().map(|(_, log)| Arc::clone(log));
+        if let Some(log) = log {
+            log.flush(Duration::from_secs(2));
+        }
+    }
+}
+
+/// A hash over the contents of files, so that a new certificate at an old path makes new connections.
+fn contents(files: &[std::path::PathBuf]) -> u64 {
+    let mut hash = 0;
+    for file in files {
+        // One that cannot be read was reported where it is compiled.
+        let bytes = std::fs::read(file).unwrap_or_default();
+        hash = xxhash_rust::xxh3::xxh3_64_with_seed(&bytes, hash);
+    }
+    hash
+}
+
+/// Turns what upstreams tell into events and metrics.
+struct Watcher {
+    metrics: Arc<Metrics>,
+}
+
+impl Observer for Watcher {
+    fn health_changed(&self, upstream: &str, endpoint: &str, healthy: bool, error: Option<&str>) {
+        events::endpoint_health(upstream, endpoint, healthy, error);
+    }
+    fn ejected(&self, upstream: &str, endpoint: &str, span: Duration) {
+        events::endpoint_ejected(upstream, endpoint, span);
+        self.metrics.endpoint(upstream, endpoint).ejected(0);
+    }
+    fn available_changed(&self, upstream: &str, endpoint: &str, available: bool) {
+        self.metrics.endpoint(upstream, endpoint).set_healthy(available);
+    }
+    fn panic_changed(&self, upstream: &str, panic: bool) {
+        if panic {
+            events::upstream_panic(upstream, panic);
+        }
+        self.metrics.upstream(upstream).set_panic(panic);
+    }
+    fn lookup_failed(&self, upstream: &str, name: &str, error: &str) {
+        events::discovery_failed(upstream, &format_args!("{name}: {error}"));
+    }
+    fn endpoint_removed(&self, _: &str, _: &str) {
+        self.metrics.retain();
+    }
+}

@@ -1,0 +1,414 @@
+//! What answers a route's requests, and how it is asked.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, TE, TRAILER};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, response};
+use http_body_util::BodyExt;
+
+use crate::error::{Reason, Refusal};
+use crate::gateway::answer::{Cut, Source};
+use crate::gateway::handle::{Answer, Context};
+use crate::gateway::route::Route;
+use crate::gateway::tunnel;
+use crate::http::body::{BodyFailure, BoxedBody, ClientBody};
+use crate::http::headers::remove_hop_by_hop;
+use crate::http::selector::selector_value;
+use crate::http::{Exchange, grpc, grpc_web};
+use crate::targets::aggregate::{Aggregate, CallFailure, Caller, PartRequest, PartResponse};
+use crate::targets::redirect::Redirect;
+use crate::targets::respond::Respond;
+use crate::targets::split::Split;
+use crate::telemetry::metrics::UpstreamMetrics;
+use crate::tls::ClientTls;
+use crate::units::Selector;
+use crate::upstream::Upstream;
+use crate::upstream::client::{Call, CallBody, Failure, Limit, Trace, UpstreamBody, send};
+use crate::upstream::retry::{RetryPolicy, idempotent};
+
+/// An upstream with its metrics.
+#[derive(Clone, Debug)]
+pub struct UpstreamHandle {
+    /// The upstream.
+    pub upstream: Arc<Upstream>,
+    /// Its metrics.
+    pub metrics: Arc<UpstreamMetrics>,
+    /// TLS towards its endpoints.
+    pub tls: Option<Arc<ClientTls>>,
+}
+
+/// What answers.
+pub enum Target {
+    /// One upstream.
+    Proxy(UpstreamHandle),
+    /// One of several.
+    Split(SplitTarget),
+    /// Several, merged.
+    Aggregate(AggregateTarget),
+    /// A fixed answer.
+    Respond(Respond),
+    /// A redirect.
+    Redirect(Redirect),
+}
+
+/// `split` with its upstreams.
+pub struct SplitTarget {
+    /// Who gets which share.
+    pub split: Split,
+    /// The branches' upstreams.
+    pub branches: Vec<UpstreamHandle>,
+}
+
+/// `aggregate` with its upstreams.
+pub struct AggregateTarget {
+    /// What is called and merged.
+    pub aggregate: Aggregate,
+    /// The parts' upstreams.
+    pub upstreams: Vec<UpstreamHandle>,
+}
+
+impl AggregateTarget {
+    /// The client's fields that parts get.
+    pub fn pick(&self, headers: &HeaderMap) -> HeaderMap {
+        self.aggregate.pick_headers(headers)
+    }
+}
+
+/// A request as it is about to go to an upstream.
+pub struct Outgoing {
+    /// Path and query.
+    pub target: PathAndQuery,
+    /// Header fields, not yet prepared.
+    pub headers: HeaderMap,
+}
+
+impl Route {
+    /// Asks the target.
+    ///
+    /// # Errors
+    /// The refusal to answer with, when there is no response.
+    pub(super) async fn send(&self, ex: &mut Exchange, cx: &mut Context<'_>, mut outgoing: Outgoing) -> Result<Answer, Box<Refusal>> {
+        self.prepare(ex, cx, &mut outgoing.headers);
+        match &self.target {
+            Target::Proxy(handle) => self.proxy(handle, ex, cx, outgoing).await,
+            Target::Split(split) => {
+                let key = split.split.by().iter().find_map(|by| selector_value(by, ex, &outgoing.headers));
+                let branch = split.split.choose(crate::random::next(), key.as_deref());
+                drop(key);
+                match split.branches.get(branch) {
+                    Some(handle) => self.proxy(handle, ex, cx, outgoing).await,
+                    None => Err(Refusal::new(Reason::Internal, "The split has no such branch.")),
+                }
+            }
+            Target::Aggregate(target) => self.aggregate(target, ex, cx, outgoing).await,
+            Target::Respond(_) | Target::Redirect(_) => Err(Refusal::new(Reason::Internal, "This target is answered at once.")),
+        }
+    }
+
+    async fn proxy(
+        &self,
+        handle: &UpstreamHandle,
+        ex: &mut Exchange,
+        cx: &mut Context<'_>,
+        outgoing: Outgoing,
+    ) -> Result<Answer, Box<Refusal>> {
+        if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
+            entry.upstream = Some(Arc::clone(&handle.upstream.name));
+        }
+        if cx.websocket.is_some() {
+            return tunnel::open(self, handle, ex, cx, outgoing).await;
+        }
+        let Outgoing { target, mut headers } = outgoing;
+        let deadline = grpc_headers(cx, ex, self.timeout, &mut headers)?;
+        let may_repeat = idempotent(&ex.method, &headers);
+        let body = self.call_body(ex, cx, may_repeat && self.retry.is_some());
+        headers.remove(CONTENT_LENGTH);
+        let hash = hash_of(&handle.upstream, ex, &headers);
+        let call = Call {
+            worker: ex.worker,
+            method: &ex.method,
+            target,
+            host: self.host(ex),
+            headers,
+            body,
+            retry: self.retry.as_ref(),
+            idempotent: may_repeat,
+            hash: &|| hash,
+            limit: Limit::Clock(&cx.clock),
+            needs_h2: cx.grpc || cx.grpc_web.is_some(),
+        };
+        let mut trace = Trace::default();
+        let outcome = match deadline {
+            None => send(&handle.upstream, &handle.metrics, call, &mut trace).await,
+            Some(deadline) => {
+                match tokio::time::timeout_at(deadline.into(), send(&handle.upstream, &handle.metrics, call, &mut trace)).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => Err(Failure::deadline()),
+                }
+            }
+        };
+        note(cx, &trace);
+        match outcome {
+            Ok(response) => Ok(answer_of(response, cx, deadline)),
+            Err(failure) => Err(refusal_of(&failure)),
+        }
+    }
+
+    /// The client's body, if there is one, with the route's limit.
+    fn call_body(&self, ex: &Exchange, cx: &mut Context<'_>, replay: bool) -> CallBody {
+        let Some(body) = self.client_body(cx, replay) else { return CallBody::Empty };
+        match cx.grpc_web {
+            None => CallBody::Client(body),
+            Some(call) => {
+                let _ = ex;
+                let adapted = grpc_web::RequestBody::new(call, body.attempt()).map_err(|error| match error {
+                    grpc_web::Error::Body(failure) => failure,
+                    grpc_web::Error::Base64 => BodyFailure::Client,
+                });
+                CallBody::once(BoxedBody(Box::pin(adapted)))
+            }
+        }
+    }
+
+    fn client_body(&self, cx: &mut Context<'_>, replay: bool) -> Option<Arc<ClientBody>> {
+        let incoming = cx.incoming.take()?;
+        let filter = Some(Arc::clone(&cx.snapshot.trailer_filter));
+        let body = ClientBody::new(incoming, self.body_limit, replay, filter, Arc::clone(&cx.clock));
+        cx.body = Some(Arc::clone(&body));
+        if let Some(finish) = cx.pending.get() {
+            finish.body = Some(Arc::clone(&body));
+        }
+        Some(body)
+    }
+
+    async fn aggregate(
+        &self,
+        target: &AggregateTarget,
+        ex: &mut Exchange,
+        cx: &mut Context<'_>,
+        outgoing: Outgoing,
+    ) -> Result<Answer, Box<Refusal>> {
+        let body = match self.client_body(cx, false) {
+            Some(body) if target.aggregate.needs_body() => {
+                let limit = self.body_limit.unwrap_or_else(|| target.aggregate.max_body());
+                let collected = until_expired(cx, body.collect(limit)).await;
+                match collected {
+                    Some(Ok(bytes)) => bytes,
+                    Some(Err(failure)) => return Err(refusal_of(&Failure::of_body(failure))),
+                    None => return Err(refusal_of(&Failure::of_body(BodyFailure::Stalled))),
+                }
+            }
+            Some(_) | None => Bytes::new(),
+        };
+        let calls = Calls { route: self, target, host: self.host(ex), worker: ex.worker, hash: hash_inputs(target, ex, &outgoing.headers) };
+        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
+        let outcome = target.aggregate.run(&calls, ex, &outgoing.headers, body, deadline).await;
+        if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
+            entry.parts = outcome.parts;
+        }
+        outcome.answer.map(Answer::full)
+    }
+}
+
+/// Waits for a body; `None` when the clock says that it came too slowly.
+async fn until_expired<F: Future>(cx: &Context<'_>, future: F) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|task| match future.as_mut().poll(task) {
+        std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
+        std::task::Poll::Pending if cx.clock.expired().is_some() => std::task::Poll::Ready(None),
+        std::task::Poll::Pending => std::task::Poll::Pending,
+    })
+    .await
+}
+
+/// The hash of the first key present, for `consistent_hash`; nothing is looked at otherwise.
+fn hash_of(upstream: &Upstream, ex: &Exchange, headers: &HeaderMap) -> Option<u64> {
+    key_hash(upstream.hash_selectors(), ex, headers)
+}
+
+fn key_hash(selectors: &[Selector], ex: &Exchange, headers: &HeaderMap) -> Option<u64> {
+    selectors.iter().find_map(|selector| selector_value(selector, ex, headers)).map(|key| crate::balance::hash_key(&key))
+}
+
+fn hash_inputs(target: &AggregateTarget, ex: &Exchange, headers: &HeaderMap) -> Vec<Option<u64>> {
+    target.upstreams.iter().map(|handle| hash_of(&handle.upstream, ex, headers)).collect()
+}
+
+/// gRPC needs `te: trailers`, and gets the time left instead of the time the client started with. Returns the call's own deadline.
+fn grpc_headers(
+    cx: &Context<'_>,
+    ex: &Exchange,
+    timeout: Option<Duration>,
+    headers: &mut HeaderMap,
+) -> Result<Option<Instant>, Box<Refusal>> {
+    if let Some(call) = cx.grpc_web {
+        call.prepare_request(headers);
+    }
+    if !cx.grpc && cx.grpc_web.is_none() {
+        return Ok(None);
+    }
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    let asked = grpc::timeout(headers).map_err(|_| Refusal::new(Reason::BadRequest, "grpc-timeout cannot be read."))?;
+    let Some(asked) = asked else { return Ok(None) };
+    let now = Instant::now();
+    let deadline = ex.started + asked;
+    let left = deadline.saturating_duration_since(now).min(timeout.unwrap_or(Duration::MAX));
+    headers.insert(grpc::GRPC_TIMEOUT, grpc::format_timeout(left));
+    Ok(Some(deadline))
+}
+
+/// Notes what became of the call, for the access log.
+pub(super) fn note(cx: &mut Context<'_>, trace: &Trace) {
+    if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
+        entry.endpoint.clone_from(&trace.endpoint);
+        entry.attempts = trace.attempts;
+        entry.upstream_time = trace.upstream_time;
+    }
+}
+
+/// The refusal for a call that failed.
+pub(super) fn refusal_of(failure: &Failure) -> Box<Refusal> {
+    let refusal = Refusal::new(failure.reason, failure.detail);
+    if failure.reason == Reason::Overloaded { refusal.header(http::header::RETRY_AFTER, HeaderValue::from_static("1")) } else { refusal }
+}
+
+/// The upstream's response as the client gets it.
+pub(super) fn answer_of(response: Response<UpstreamBody>, cx: &Context<'_>, deadline: Option<Instant>) -> Answer {
+    let (mut parts, body) = response.into_parts();
+    clean_head(&mut parts, cx);
+    if !cx.grpc && cx.grpc_web.is_none() {
+        return Answer { parts, source: Source::Upstream(body) };
+    }
+    let source = grpc_source(&mut parts, body, cx.grpc_web, deadline);
+    Answer { parts, source }
+}
+
+/// Framing and hop-by-hop fields are this hop's to make.
+fn clean_head(parts: &mut response::Parts, cx: &Context<'_>) {
+    let trailer = parts.headers.get(TRAILER).filter(|_| cx.te_trailers).cloned();
+    remove_hop_by_hop(&mut parts.headers);
+    match trailer {
+        Some(trailer) => {
+            parts.headers.insert(TRAILER, trailer);
+        }
+        None => {
+            parts.headers.remove(TRAILER);
+        }
+    }
+    if parts.status == StatusCode::NO_CONTENT {
+        parts.headers.remove(CONTENT_LENGTH);
+    }
+    parts.version = Version::HTTP_11;
+    if !parts.extensions.is_empty() {
+        // Only the reason phrase may cross; hyper keeps upgrades and callbacks in there, too.
+        let phrase = parts.extensions.remove::<hyper::ext::ReasonPhrase>();
+        parts.extensions.clear();
+        if let Some(phrase) = phrase {
+            parts.extensions.insert(phrase);
+        }
+    }
+}
+
+fn grpc_source(parts: &mut response::Parts, body: UpstreamBody, web: Option<grpc_web::Call>, deadline: Option<Instant>) -> Source {
+    let ensured = match grpc::EnsureStatus::wrap(parts.status, &parts.headers, body.map_err(|_| Cut).boxed_unsync()) {
+        Ok(ensured) => ensured.boxed_unsync(),
+        Err(body) => body,
+    };
+    let timed = match deadline {
+        Some(deadline) => crate::gateway::deadline::DeadlineBody::new(ensured, deadline).boxed_unsync(),
+        None => ensured,
+    };
+    match web {
+        Some(call) if call.prepare_response(&mut parts.headers) => Source::Adapted(Box::pin(grpc_web::ResponseBody::new(call, timed))),
+        Some(_) | None => Source::Adapted(Box::pin(timed)),
+    }
+}
+
+/// Calls the parts of an aggregate over the real upstreams.
+struct Calls<'a> {
+    route: &'a Route,
+    target: &'a AggregateTarget,
+    host: Option<HeaderValue>,
+    worker: usize,
+    hash: Vec<Option<u64>>,
+}
+
+/// The body of a part's answer.
+pub struct PartBody(UpstreamBody);
+
+/// Why a part's body ended early.
+#[derive(Debug)]
+pub struct PartCut;
+
+impl From<PartCut> for CallFailure {
+    fn from(_: PartCut) -> Self {
+        Self::Reset
+    }
+}
+
+impl http_body::Body for PartBody {
+    type Data = Bytes;
+    type Error = PartCut;
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, PartCut>>> {
+        std::pin::Pin::new(&mut self.0).poll_frame(cx).map_err(|_| PartCut)
+    }
+}
+
+impl Caller for Calls<'_> {
+    type Body = PartBody;
+
+    async fn call(&self, upstream: usize, request: PartRequest, deadline: Option<Instant>) -> Result<PartResponse<PartBody>, CallFailure> {
+        let Some(handle) = self.target.upstreams.get(upstream) else { return Err(CallFailure::NoEndpoint) };
+        let hash = self.hash.get(upstream).copied().flatten();
+        let call = Call {
+            worker: self.worker,
+            method: &request.method,
+            target: request.target,
+            idempotent: idempotent(&request.method, &request.headers),
+            headers: request.headers,
+            host: self.host.clone(),
+            body: if request.body.is_empty() { CallBody::Empty } else { CallBody::Full(request.body) },
+            retry: self.route.retry.as_ref().filter(|policy: &&RetryPolicy| policy.attempts > 0),
+            hash: &move || hash,
+            limit: Limit::Until(deadline),
+            needs_h2: false,
+        };
+        let response =
+            send(&handle.upstream, &handle.metrics, call, &mut Trace::default()).await.map_err(|failure| call_failure(failure.reason))?;
+        let (parts, body) = response.into_parts();
+        Ok(PartResponse { status: parts.status, headers: parts.headers, body: PartBody(body) })
+    }
+}
+
+fn call_failure(reason: Reason) -> CallFailure {
+    match reason {
+        Reason::UpstreamTimeout | Reason::UpstreamConnectTimeout | Reason::RequestTimeout | Reason::IdleTimeout => CallFailure::Timeout,
+        Reason::UpstreamConnectFailed | Reason::UpstreamTlsFailed => CallFailure::ConnectFailed,
+        Reason::NoHealthyEndpoint => CallFailure::NoEndpoint,
+        Reason::Overloaded => CallFailure::Overloaded,
+        Reason::UpstreamProtocolError => CallFailure::ProtocolError,
+        Reason::UpstreamReset
+        | Reason::UpstreamTruncated
+        | Reason::BadRequest
+        | Reason::Unauthenticated
+        | Reason::Forbidden
+        | Reason::IpDenied
+        | Reason::OriginDenied
+        | Reason::NoRoute
+        | Reason::MethodNotAllowed
+        | Reason::BodyTooLarge
+        | Reason::UriTooLong
+        | Reason::RateLimited
+        | Reason::HeadersTooLarge
+        | Reason::ClientClosed
+        | Reason::Internal
+        | Reason::AggregateFailed
+        | Reason::AuthUnavailable => CallFailure::Reset,
+    }
+}

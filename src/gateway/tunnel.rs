@@ -1,0 +1,127 @@
+//! WebSocket tunnels: the handshake through the route's chain, then raw bytes until one side ends it.
+
+use std::time::Duration;
+
+use http::Response;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+
+use crate::error::{Reason, Refusal};
+use crate::gateway::answer::{Finish, Source};
+use crate::gateway::handle::{Answer, Context};
+use crate::gateway::route::Route;
+use crate::gateway::target::{Outgoing, UpstreamHandle, answer_of, note, refusal_of};
+use crate::http::Exchange;
+use crate::upstream::Attempt;
+use crate::upstream::client::{Call, CallBody, Limit, Opened, Trace, open_tunnel};
+use crate::upstream::tunnel::{Cause, TunnelOptions, run};
+
+/// Longest wait for both sides to switch after the 101: the client's side is switched once the 101 is written.
+const SWITCH: Duration = Duration::from_secs(10);
+
+/// A tunnel that begins when the 101 has gone out.
+pub struct Opening {
+    client: OnUpgrade,
+    upstream: OnUpgrade,
+    attempt: Attempt,
+    idle_timeout: Option<Duration>,
+    cut: tokio::sync::watch::Receiver<bool>,
+    /// Counts the client's connection for as long as the tunnel uses it.
+    hold: Option<std::sync::Arc<dyn std::any::Any + Send + Sync>>,
+}
+
+/// Sends the handshake upstream.
+///
+/// # Errors
+/// The refusal to answer with, when there is no response.
+pub(super) async fn open(
+    route: &Route,
+    handle: &UpstreamHandle,
+    ex: &mut Exchange,
+    cx: &mut Context<'_>,
+    outgoing: Outgoing,
+) -> Result<Answer, Box<Refusal>> {
+    let Some((websocket, client)) = cx.websocket.take() else {
+        return Err(Refusal::new(Reason::Internal, "There is no handshake."));
+    };
+    let mut trace = Trace::default();
+    let call = Call {
+        worker: ex.worker,
+        method: &http::Method::GET,
+        target: outgoing.target,
+        headers: outgoing.headers,
+        host: route.host(ex),
+        body: CallBody::Empty,
+        retry: route.retry.as_ref(),
+        idempotent: false,
+        hash: &|| None,
+        limit: Limit::Clock(&cx.clock),
+        needs_h2: false,
+    };
+    let opened = open_tunnel(&handle.upstream, &handle.metrics, call, &websocket, &mut trace).await;
+    note(cx, &trace);
+    match opened.map_err(|failure| refusal_of(&failure))? {
+        Opened::Response(response) => Ok(answer_of(response, cx, None)),
+        Opened::Tunnel(mut response, attempt) => {
+            let upstream = hyper::upgrade::on(&mut response);
+            let (mut parts, _) = Response::from(response).into_parts();
+            parts.extensions.clear();
+            crate::http::headers::remove_hop_by_hop(&mut parts.headers);
+            parts.version = http::Version::HTTP_11;
+            websocket.prepare_response(&mut parts.status, &mut parts.headers);
+            let opening = Opening {
+                client,
+                upstream,
+                attempt,
+                idle_timeout: route.idle_timeout,
+                cut: cx.cut.clone(),
+                hold: cx.state.as_ref().and_then(|state| state.hold.get().cloned()),
+            };
+            Ok(Answer { parts, source: Source::Tunnel(Box::new(opening)) })
+        }
+    }
+}
+
+impl Opening {
+    /// Starts the tunnel as a task of this worker; it accounts for its request when it ends.
+    pub(super) fn start(self, finish: Box<Finish>) {
+        tokio::spawn(async move {
+            let Self { client, upstream, attempt, idle_timeout, mut cut, hold } = self;
+            let both = async { (client.await, upstream.await) };
+            let (client, upstream): (Upgraded, Upgraded) = match tokio::time::timeout(SWITCH, both).await {
+                Ok((Ok(client), Ok(upstream))) => (client, upstream),
+                Ok((Err(_), _) | (_, Err(_))) | Err(_) => {
+                    finish.tunnel_ended(0, 0, Some(Reason::ClientClosed));
+                    return;
+                }
+            };
+            let route = finish.route.clone();
+            let worker = finish.worker;
+            if let Some(route) = &route {
+                route.metrics.tunnel_opened(worker);
+            }
+            let options = TunnelOptions {
+                idle_timeout,
+                drain: async move {
+                    // An error means that the listener is gone: the tunnel ends with it.
+                    let _ = cut.wait_for(|cut| *cut).await;
+                },
+                websocket: true,
+                meter: |_, _| {},
+            };
+            let end = run(TokioIo::new(client), TokioIo::new(upstream), options).await;
+            drop(attempt);
+            drop(hold);
+            if let Some(route) = &route {
+                route.metrics.tunnel_closed(worker);
+            }
+            let reason = match end.cause {
+                Cause::Closed | Cause::Drained => None,
+                Cause::Idle => Some(Reason::IdleTimeout),
+                Cause::ClientReset => Some(Reason::ClientClosed),
+                Cause::UpstreamReset => Some(Reason::UpstreamTruncated),
+            };
+            finish.tunnel_ended(end.from_client, end.from_upstream, reason);
+        });
+    }
+}

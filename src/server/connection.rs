@@ -1,0 +1,355 @@
+//! One client connection from its first byte to its last: PROXY header, TLS, HTTP version, then requests.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use crate::gateway::answer::ResponseBody;
+use crate::gateway::{Inbound, Snapshot, handle};
+use crate::http::Connection;
+use crate::http::clock::{Clock, ConnectionTimeouts, End, Phase, Watched};
+use crate::http::connection::ConnectionState;
+use crate::server::io::{ClientIo, Transport};
+use crate::server::listener::{Listener, Stage};
+use crate::server::per_ip::Counted;
+use crate::server::proxy_protocol;
+use crate::server::worker::{Accepted, Open, State};
+use crate::telemetry::metrics::ConnectionError;
+use crate::tls::{Alpn, client_certificate, negotiated, tls_version_word};
+
+/// What HTTP/2 clients send first (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// First read of a connection in clear text: enough for most request heads.
+const FIRST_READ: usize = 2048;
+/// HTTP/2 windows: a slow reader stops the upstream at about this much.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes of one stream that wait to be written.
+const SEND_BUFFER: usize = 64 << 10;
+/// HTTP/2 pings find dead peers.
+const PING: Duration = Duration::from_secs(30);
+/// hyper's own limit on heads is the backstop behind ours, which answers with a body.
+const BACKSTOP: usize = 2;
+/// hyper takes no smaller limit.
+const LEAST_BUFFER: usize = 16 << 10;
+/// How long an HTTP/2 connection may take to end after GOAWAY when it was idle.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Serves a connection to its end.
+pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
+    let Accepted { socket, peer, listener, open } = accepted;
+    let Ok(tcp) = TcpStream::from_std(socket) else { return };
+    // Without it a small answer could wait for the client's delayed ACK.
+    let _ = tcp.set_nodelay(true);
+    listener.metrics.connection_opened(worker);
+    let mut held = Held { open, per_ip: None, listener: Arc::clone(&listener), worker };
+    let snapshot = state.snapshot.load_full();
+    let handshake = establish(tcp, peer, &listener, &snapshot);
+    let established = match snapshot.handshake {
+        Some(limit) => tokio::time::timeout(limit, handshake).await.unwrap_or(Err(ConnectionError::Tls)),
+        None => handshake.await,
+    };
+    let established = match established {
+        Ok(established) => established,
+        Err(kind) => return listener.metrics.connection_error(worker, kind),
+    };
+    if let Some(limit) = snapshot.max_connections_per_ip {
+        match state.per_ip.count(established.connection.peer.ip(), limit) {
+            Some(counted) => held.per_ip = Some(counted),
+            None => return,
+        }
+    }
+    let timeouts = snapshot.timeouts;
+    drop(snapshot);
+    let session = Session {
+        worker,
+        state: Arc::clone(&state),
+        listener: Arc::clone(&listener),
+        connection: Arc::new(established.connection),
+        held: Arc::new(held),
+    };
+    session.run(established.transport, established.h2, timeouts).await;
+}
+
+/// Counts a connection until it ends, on whatever path.
+struct Held {
+    #[expect(dead_code, reason = "held for its drop")]
+    open: Open,
+    per_ip: Option<Counted>,
+    listener: Arc<Listener>,
+    worker: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.listener.metrics.connection_closed(self.worker);
+    }
+}
+
+struct Established {
+    transport: Transport,
+    connection: Connection,
+    /// What ALPN chose; `None` in clear text, where the first bytes tell.
+    h2: Option<bool>,
+}
+
+/// PROXY header and TLS.
+async fn establish(
+    mut tcp: TcpStream,
+    peer: std::net::SocketAddr,
+    listener: &Listener,
+    snapshot: &Snapshot,
+) -> Result<Established, ConnectionError> {
+    let spec = listener.spec.load_full();
+    let mut connection = Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: None };
+    if spec.proxy_protocol && snapshot.trusted.contains(crate::http::client_addr::unmap(peer.ip())) {
+        match proxy_protocol::read(&mut tcp).await {
+            Ok(Some(source)) => connection.peer = source,
+            Ok(None) => {}
+            Err(_) => return Err(ConnectionError::Proxy),
+        }
+    }
+    let Some(tls) = &spec.tls else { return Ok(Established { transport: Transport::Plain(tcp), connection, h2: None }) };
+    let stream = TlsAcceptor::from(Arc::clone(tls.config())).accept(tcp).await.map_err(|error| {
+        tracing::debug!(%peer, %error, "TLS handshake failed");
+        ConnectionError::Tls
+    })?;
+    let session = stream.get_ref().1;
+    connection.tls = true;
+    connection.tls_version = tls_version_word(session);
+    connection.client_cert = client_certificate(session).map(Arc::new);
+    let h2 = negotiated(session) == Alpn::H2;
+    Ok(Established { transport: Transport::Tls(Box::new(stream)), connection, h2: Some(h2) })
+}
+
+/// What the requests of a connection have in common.
+struct Session {
+    worker: usize,
+    state: Arc<State>,
+    listener: Arc<Listener>,
+    connection: Arc<Connection>,
+    held: Arc<Held>,
+}
+
+impl Session {
+    async fn run(self, mut transport: Transport, h2: Option<bool>, timeouts: ConnectionTimeouts) {
+        let clock = Arc::new(Clock::new(Phase::Head, Instant::now(), timeouts));
+        let (h2, prefix) = match h2 {
+            Some(h2) => (h2, Vec::new()),
+            None => match Watched::new(pin!(sniff(&mut transport)), Arc::clone(&clock)).await {
+                End::Done(Ok(Some((h2, prefix)))) => (h2, prefix),
+                End::Done(Ok(None) | Err(_)) => return,
+                End::Cut(_) => return self.listener.metrics.connection_error(self.worker, ConnectionError::HeaderTimeout),
+            },
+        };
+        if h2 { self.run_h2(transport, prefix, timeouts).await } else { self.run_h1(transport, prefix, clock).await }
+    }
+
+    fn inbound(&self, clock: Arc<Clock>, state: Option<Arc<ConnectionState>>) -> Inbound {
+        Inbound {
+            worker: self.worker,
+            snapshot: self.state.snapshot.load_full(),
+            connection: Arc::clone(&self.connection),
+            clock,
+            state,
+            draining: self.listener.is_draining(),
+            cut: self.listener.cut(),
+        }
+    }
+
+    async fn run_h1(&self, transport: Transport, prefix: Vec<u8>, clock: Arc<Clock>) {
+        let state = Arc::new(ConnectionState::new(Arc::clone(&clock)));
+        // Set once, here.
+        let _ = state.hold.set(Arc::clone(&self.held) as _);
+        let io = ClientIo::new(transport, prefix, Arc::clone(&state), Arc::clone(&self.listener.metrics), self.worker);
+        let service = service_fn(|request: Request<Incoming>| {
+            let inbound = self.inbound(Arc::clone(&state.clock), Some(Arc::clone(&state)));
+            async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request).await) }
+        });
+        let (max_headers, max_size) = self.limits();
+        let connection = http1::Builder::new()
+            .header_read_timeout(None)
+            .max_headers(max_headers)
+            .max_header_size(max_size)
+            .max_buf_size(max_size.max(LEAST_BUFFER))
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades();
+        let mut watched = pin!(Watched::new(connection, Arc::clone(&clock)));
+        let mut stages = self.listener.stages();
+        let end = loop {
+            tokio::select! {
+                biased;
+                end = &mut watched => break end,
+                Ok(()) = stages.changed() => match *stages.borrow_and_update() {
+                    Stage::Serving | Stage::Draining => {}
+                    Stage::Closing => watched.as_mut().inner().graceful_shutdown(),
+                    Stage::Cut => return,
+                },
+            }
+        };
+        match end {
+            End::Cut(Phase::Head) => self.listener.metrics.connection_error(self.worker, ConnectionError::HeaderTimeout),
+            End::Done(Err(error)) if error.is_parse_too_large() => {
+                self.listener.metrics.connection_error(self.worker, ConnectionError::TooLarge)
+            }
+            End::Done(Err(error)) if error.is_parse() => self.listener.metrics.connection_error(self.worker, ConnectionError::BadRequest),
+            // Clients leave as they please; what that meant for a request is in its log line.
+            End::Done(Ok(()) | Err(_)) | End::Cut(_) => {}
+        }
+    }
+
+    /// hyper's limits on the number of fields and the size of a head.
+    fn limits(&self) -> (usize, usize) {
+        let snapshot = self.state.snapshot.load();
+        (snapshot.max_headers.saturating_mul(BACKSTOP).min(4096), snapshot.max_header_size.saturating_mul(BACKSTOP).max(8192))
+    }
+
+    async fn run_h2(&self, transport: Transport, prefix: Vec<u8>, timeouts: ConnectionTimeouts) {
+        let clock = Arc::new(Clock::new(Phase::Idle, Instant::now(), timeouts));
+        let state = Arc::new(ConnectionState::new(Arc::clone(&clock)));
+        let io = ClientIo::new(transport, prefix, state, Arc::clone(&self.listener.metrics), self.worker);
+        let streams = StreamExecutor { connection: Arc::clone(&clock), next: Arc::default(), open: Arc::default() };
+        let next = Arc::clone(&streams.next);
+        let service = service_fn(|request: Request<Incoming>| {
+            let clock = Arc::new(Clock::new(Phase::Request, Instant::now(), timeouts));
+            *next.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&clock));
+            let inbound = self.inbound(clock, None);
+            async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request).await) }
+        });
+        let snapshot = self.state.snapshot.load_full();
+        let mut builder = http2::Builder::new(streams);
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(snapshot.max_streams)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_header_list_size(u32::try_from(snapshot.max_header_size.saturating_mul(BACKSTOP)).unwrap_or(u32::MAX))
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING / 2)
+            .enable_connect_protocol();
+        drop(snapshot);
+        let mut watched = pin!(Watched::new(builder.serve_connection(TokioIo::new(io), service), Arc::clone(&clock)));
+        let mut stages = self.listener.stages();
+        let end = loop {
+            tokio::select! {
+                biased;
+                end = &mut watched => break end,
+                Ok(()) = stages.changed() => match *stages.borrow_and_update() {
+                    Stage::Serving => {}
+                    Stage::Draining | Stage::Closing => watched.as_mut().inner().graceful_shutdown(),
+                    Stage::Cut => return,
+                },
+            }
+        };
+        match end {
+            End::Cut(_) => {
+                // GOAWAY, so that the client knows that nothing it sends now is taken.
+                watched.as_mut().inner().graceful_shutdown();
+                let _ = tokio::time::timeout(GOODBYE, watched.as_mut().inner()).await;
+            }
+            End::Done(Err(error)) => {
+                tracing::debug!(%error, "HTTP/2 connection failed");
+                if !closed_by_peer(&error) {
+                    self.listener.metrics.connection_error(self.worker, ConnectionError::BadRequest);
+                }
+            }
+            End::Done(Ok(())) => {}
+        }
+    }
+}
+
+/// Whether an HTTP/2 connection ended because the client went away, which is no error of anyone.
+fn closed_by_peer(error: &hyper::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(h2) = error.downcast_ref::<h2::Error>() {
+            return h2.is_io() || h2.is_remote();
+        }
+        if error.downcast_ref::<io::Error>().is_some() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Reads until it is clear whether the client speaks HTTP/2 by prior knowledge; `None` if it closed without a byte.
+async fn sniff(transport: &mut Transport) -> io::Result<Option<(bool, Vec<u8>)>> {
+    let Transport::Plain(tcp) = transport else { return Ok(Some((false, Vec::new()))) };
+    let mut bytes = Vec::with_capacity(FIRST_READ);
+    loop {
+        if tcp.read_buf(&mut bytes).await? == 0 {
+            return Ok((!bytes.is_empty()).then_some((false, bytes)));
+        }
+        let common = bytes.len().min(PREFACE.len());
+        if bytes.get(..common) != PREFACE.get(..common) {
+            return Ok(Some((false, bytes)));
+        }
+        if common == PREFACE.len() {
+            return Ok(Some((true, bytes)));
+        }
+    }
+}
+
+/// Runs the streams of an HTTP/2 connection, each beside its own clock, and keeps the connection's clock: idle without streams.
+#[derive(Clone)]
+struct StreamExecutor {
+    connection: Arc<Clock>,
+    /// The clock of the request whose stream is about to be run: hyper calls the service and this executor one after the other.
+    next: Arc<Mutex<Option<Arc<Clock>>>>,
+    open: Arc<AtomicUsize>,
+}
+
+impl<F> hyper::rt::Executor<F> for StreamExecutor
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        let clock = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(clock) = clock else {
+            // The driver of an upgraded stream (WebSocket): it has timers of its own.
+            tokio::spawn(async move {
+                future.await;
+            });
+            return;
+        };
+        self.open.fetch_add(1, Relaxed);
+        self.connection.enter(Phase::Tunnel, Instant::now());
+        let guard = StreamGuard { connection: Arc::clone(&self.connection), open: Arc::clone(&self.open) };
+        let watched: Watched<Pin<Box<F>>, _> = Watched::new(Box::pin(future), clock);
+        tokio::spawn(async move {
+            let _guard = guard;
+            // A stream that is cut is reset when its future is dropped.
+            watched.await;
+        });
+    }
+}
+
+/// Notes the end of a stream.
+struct StreamGuard {
+    connection: Arc<Clock>,
+    open: Arc<AtomicUsize>,
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        if self.open.fetch_sub(1, Relaxed) == 1 {
+            self.connection.enter(Phase::Idle, Instant::now());
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The client's socket as hyper sees it: counts bytes, notes when a request head begins, keeps the raw head for the framing check,
+//! replays what was read to tell HTTP/1 from HTTP/2, and resets instead of closing where a plain close would look like an end.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+use crate::http::clock::Phase;
+use crate::http::connection::ConnectionState;
+use crate::telemetry::metrics::ListenerMetrics;
+
+/// Most bytes of an unread request body that are dropped before the connection is closed under the client.
+const LINGER_BYTES: usize = 64 << 10;
+
+/// A client's byte stream, in clear or decrypted.
+#[derive(Debug)]
+pub enum Transport {
+    /// Clear text.
+    Plain(TcpStream),
+    /// TLS.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Transport {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+}
+
+/// A client's byte stream with what the gateway needs to know about it.
+#[derive(Debug)]
+pub struct ClientIo {
+    transport: Transport,
+    prefix: Vec<u8>,
+    replayed: usize,
+    state: Arc<ConnectionState>,
+    metrics: Arc<ListenerMetrics>,
+    worker: usize,
+    lingered: usize,
+    write_shut: bool,
+}
+
+impl ClientIo {
+    /// Wraps `transport`; `prefix` was read from it already and is read first.
+    pub fn new(transport: Transport, prefix: Vec<u8>, state: Arc<ConnectionState>, metrics: Arc<ListenerMetrics>, worker: usize) -> Self {
+        Self { transport, prefix, replayed: 0, state, metrics, worker, lingered: 0, write_shut: false }
+    }
+
+    fn poll_transport_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Transport::Tls(tls) => Pin::new(tls.as_mut()).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncRead for ClientIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        if this.replayed < this.prefix.len() {
+            let rest = &this.prefix[this.replayed..];
+            let count = rest.len().min(buf.remaining());
+            buf.put_slice(&rest[..count]);
+            this.replayed += count;
+            if this.replayed == this.prefix.len() {
+                this.prefix = Vec::new();
+                this.replayed = 0;
+            }
+        } else {
+            ready!(this.poll_transport_read(cx, buf))?;
+        }
+        let bytes = &buf.filled()[before..];
+        if !bytes.is_empty() {
+            this.metrics.bytes_received(this.worker, bytes.len() as u64);
+            this.state.received(bytes);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ClientIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let count = ready!(match &mut this.transport {
+            Transport::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Transport::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, buf),
+        })?;
+        this.state.clock.moved(count);
+        this.metrics.bytes_sent(this.worker, count as u64);
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let count = ready!(match &mut this.transport {
+            Transport::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Transport::Tls(tls) => Pin::new(tls.as_mut()).poll_write_vectored(cx, bufs),
+        })?;
+        this.state.clock.moved(count);
+        this.metrics.bytes_sent(this.worker, count as u64);
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.transport {
+            Transport::Plain(tcp) => tcp.is_write_vectored(),
+            Transport::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().transport {
+            Transport::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Transport::Tls(tls) => Pin::new(tls.as_mut()).poll_flush(cx),
+        }
+    }
+
+    /// Shuts the write side; where the client may still be sending, reads on for a moment, since closing a socket with unread
+    /// bytes resets it and the client could lose the answer (RFC 9112, 9.6).
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.write_shut {
+            ready!(match &mut this.transport {
+                Transport::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+                Transport::Tls(tls) => Pin::new(tls.as_mut()).poll_shutdown(cx),
+            })?;
+            this.write_shut = true;
+            if this.state.linger.load(Relaxed) {
+                this.state.clock.enter(Phase::Linger, Instant::now());
+            }
+        }
+        if !this.state.linger.load(Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        let mut sink = [0_u8; 4096];
+        while this.lingered < LINGER_BYTES {
+            let mut buf = ReadBuf::new(&mut sink);
+            match ready!(this.poll_transport_read(cx, &mut buf)) {
+                Ok(()) if buf.filled().is_empty() => break,
+                Ok(()) => this.lingered += buf.filled().len(),
+                // The client is gone; there is nobody left to lose the answer.
+                Err(_) => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for ClientIo {
+    fn drop(&mut self) {
+        if self.state.abort.load(Relaxed) {
+            // Failing to arm the reset leaves an ordinary close, which HTTP/1.1 clients see as incomplete too.
+            let _ = socket2::SockRef::from(self.transport.tcp()).set_linger(Some(std::time::Duration::ZERO));
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! A listening socket and how far its life has gone.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::watch;
+
+use crate::gateway::snapshot::ListenerSpec;
+use crate::telemetry::metrics::ListenerMetrics;
+
+/// Connections the kernel keeps for us while we are busy; it takes less if `net.core.somaxconn` is lower.
+const BACKLOG: i32 = 4096;
+
+/// How far the life of a listener has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Stage {
+    /// Accepts.
+    Serving = 0,
+    /// Accepts no more; answers end their connections.
+    Draining = 1,
+    /// Idle connections are closed, too: a request that was on the wire had a second to arrive.
+    Closing = 2,
+    /// Everything that is left is cut.
+    Cut = 3,
+}
+
+/// A bound listener.
+pub struct Listener {
+    /// Address as configured; port 0 stands for any free one.
+    pub configured: SocketAddr,
+    /// Address it is bound to.
+    pub address: SocketAddr,
+    /// Its settings; a reload changes them for new connections.
+    pub spec: ArcSwap<ListenerSpec>,
+    /// Its metrics.
+    pub metrics: Arc<ListenerMetrics>,
+    /// Its socket, while it accepts. A socket that stays open after that would let clients connect and wait for nobody.
+    socket: Mutex<Option<TcpListener>>,
+    stage: AtomicU8,
+    stages: watch::Sender<Stage>,
+    cut: watch::Sender<bool>,
+}
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listener").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// Opens a listening socket.
+///
+/// # Errors
+/// The address is taken or not this machine's.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for the last run's connections in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // `[::]` takes IPv4 as well, whatever the system's default.
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// What to tell the user when an address cannot be bound.
+pub fn bind_error(address: SocketAddr, error: &io::Error) -> (String, String) {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let help =
+                format!("another process listens there: `ss -ltnp 'sport = :{}'` shows which, or choose another port", address.port());
+            (format!("the address {address} is already in use"), help)
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            (format!("{address} is not an address of this machine"), "0.0.0.0 or [::] listens on all of its addresses".to_owned())
+        }
+        io::ErrorKind::PermissionDenied => {
+            let help = "ports below 1024 need a privilege: setcap cap_net_bind_service=+ep, systemd's AmbientCapabilities or socket activation, or a higher port";
+            (format!("no permission to listen on {address}"), help.to_owned())
+        }
+        _ => (format!("cannot listen on {address}: {error}"), "see the address in `listeners`".to_owned()),
+    }
+}
+
+impl Listener {
+    /// A listener over `socket`.
+    ///
+    /// # Errors
+    /// The socket has no address.
+    pub fn new(socket: TcpListener, spec: ListenerSpec, metrics: impl FnOnce(&str) -> Arc<ListenerMetrics>) -> io::Result<Arc<Self>> {
+        let address = socket.local_addr()?;
+        Ok(Arc::new(Self {
+            configured: spec.address,
+            address,
+            metrics: metrics(&address.to_string()),
+            spec: ArcSwap::from_pointee(spec),
+            socket: Mutex::new(Some(socket)),
+            stage: AtomicU8::new(Stage::Serving as u8),
+            stages: watch::Sender::new(Stage::Serving),
+            cut: watch::Sender::new(false),
+        }))
+    }
+
+    /// The socket, for the acceptor alone: it closes it when it is done.
+    pub fn take_socket(&self) -> Option<TcpListener> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Moves on to `stage`.
+    pub fn enter(&self, stage: Stage) {
+        self.stage.store(stage as u8, Relaxed);
+        self.stages.send_replace(stage);
+        if stage == Stage::Cut {
+            self.cut.send_replace(true);
+        }
+    }
+
+    /// Whether answers end their connections.
+    pub fn is_draining(&self) -> bool {
+        self.stage.load(Relaxed) != Stage::Serving as u8
+    }
+
+    /// Hears of every stage.
+    pub fn stages(&self) -> watch::Receiver<Stage> {
+        self.stages.subscribe()
+    }
+
+    /// Becomes true when tunnels must end.
+    pub fn cut(&self) -> watch::Receiver<bool> {
+        self.cut.subscribe()
+    }
+}
