@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tollgate::config::load::{Loaded, Source, load};
+use tollgate::config::load::{Loaded, Source, load, load_with};
 use tollgate::config::resolve;
 use tollgate::config::route::Route;
 use tollgate::config::validate::validate;
@@ -72,7 +72,10 @@ fn blocks(path: &Path) -> Vec<Block> {
 
 /// Loads `source` and makes every check that needs no network and no other file.
 fn problems(source: &Source) -> Vec<String> {
-    let mut loaded: Loaded = load(source);
+    checked(load(source))
+}
+
+fn checked(mut loaded: Loaded) -> Vec<String> {
     let mut problems = std::mem::take(&mut loaded.problems);
     validate(&loaded.config, &mut problems);
     resolve::routes(&loaded.config, &mut problems);
@@ -206,5 +209,16 @@ fn links(text: &str) -> Vec<&str> {
 fn the_repositorys_own_configuration_loads_anywhere() {
     let yaml = fs::read_to_string(root().join("gateway.yaml")).unwrap();
     let found = problems(&Source::Text { yaml, dir: PathBuf::from("/nowhere") });
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn the_configuration_in_the_kubernetes_manifests_loads() {
+    let manifests = fs::read_to_string(root().join("deploy/kubernetes/tollgate.yaml")).unwrap();
+    let (_, rest) = manifests.split_once("  gateway.yaml: |\n").unwrap();
+    let (block, _) = rest.split_once("\n---\n").unwrap();
+    let yaml = block.lines().map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or_default())).collect();
+    let secret = |name: &str| (name == "ADMIN_TOKEN").then(|| "a-token".to_owned());
+    let found = checked(load_with(&Source::Text { yaml, dir: PathBuf::from("/nowhere") }, &secret));
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
