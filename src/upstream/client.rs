@@ -2,27 +2,26 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::task::AbortHandle;
 
 use crate::error::Reason;
 use crate::health::breaker::Verdict;
 use crate::http::body::{BodyFailure, BoxedBody, ClientBody, RequestBody};
 use crate::http::clock::{Clock, Expired};
+use crate::http::headers::Survey;
 use crate::http::websocket::{Answer, WebSocket};
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::attempt::{Attempt, FailKind};
-use crate::upstream::connect::{ConnectError, Sender};
+use crate::upstream::connect::{ConnectError, Sender, TooManyInterim};
 use crate::upstream::pool::Lease;
 use crate::upstream::retry::{Retriable, RetryAfter, RetryPolicy, retry_after};
 use crate::upstream::{Endpoint, PickArgs, PickError, Upstream};
@@ -176,7 +175,7 @@ impl Failure {
                 FailKind::Reset,
             );
         }
-        if error.is_parse() || error.is_parse_status() {
+        if error.is_parse() || error.is_parse_status() || is_interim_flood(error) {
             return Self::attempt(Reason::UpstreamProtocolError, "The upstream's response cannot be read.", None, FailKind::Protocol);
         }
         Self::attempt(
@@ -186,6 +185,11 @@ impl Failure {
             FailKind::Reset,
         )
     }
+}
+
+/// Whether the connection was ended because the upstream sent too many interim responses.
+fn is_interim_flood(error: &hyper::Error) -> bool {
+    source::<std::io::Error>(error).and_then(std::io::Error::get_ref).is_some_and(|inner| inner.is::<TooManyInterim>())
 }
 
 /// The first error of type `E` in the chain of causes.
@@ -368,7 +372,7 @@ pub async fn send(
         tried.extend(endpoint);
         retries += 1;
         if !wait.is_zero()
-            && let Err(over) = call.limit.run(None, tokio::time::sleep(wait)).await
+            && let Err(over) = Box::pin(call.limit.run(None, tokio::time::sleep(wait))).await
         {
             return Err(over.failure());
         }
@@ -418,7 +422,7 @@ async fn attempt(
     tried: &[Arc<Endpoint>],
     trace: &mut Trace,
 ) -> Attempted {
-    if tried.is_empty() && upstream.admit(Instant::now(), crate::random::next()) == Verdict::Drop {
+    if tried.is_empty() && upstream.has_breaker() && upstream.admit(Instant::now(), crate::random::next()) == Verdict::Drop {
         metrics.breaker_dropped(call.worker);
         return (Err(DROPPED), None);
     }
@@ -444,7 +448,7 @@ async fn attempt(
                 Some(kind) => attempt.failed(now, elapsed, kind),
                 None => attempt.succeeded(now, elapsed),
             }
-            (Ok(UpstreamBody::wrap(response, lease, attempt)), Some(endpoint))
+            (Ok(UpstreamBody::wrap(response, lease, attempt, now)), Some(endpoint))
         }
         Err(failure) => {
             counts.attempt_failed(call.worker, failure.reason);
@@ -484,7 +488,7 @@ async fn pick(upstream: &Arc<Upstream>, call: &Call<'_>, tried: &[Arc<Endpoint>]
             Err(PickError::Full) => {}
         }
         let until = *give_up.get_or_insert(now + upstream.connect_timeout);
-        wait_for(wait_for_room(upstream), call, until).await?;
+        Box::pin(wait_for(wait_for_room(upstream), call, until)).await?;
     }
 }
 
@@ -524,22 +528,19 @@ async fn on_endpoint(
     loop {
         let mut leased = match lease.take() {
             Some(lease) => lease,
-            None => connect(endpoint, call, connect_timeout, per_try).await?,
+            // Rare paths are boxed: the future of a request is moved once, as large as its largest branch.
+            None => Box::pin(connect(endpoint, call, connect_timeout, per_try)).await?,
         };
         let Some(sender) = leased.sender.as_mut() else {
             return Err(Failure::new(Reason::Internal, "A connection without a sender."));
         };
         if call.needs_h2 && matches!(sender, Sender::H1(_)) {
-            leased.give_back(true);
+            leased.give_back(true, picked);
             return Err(Failure::of_connect(&ConnectError::Protocol("gRPC needs an HTTP/2 endpoint")));
         }
-        let mut request = call.request(sender, endpoint);
-        let interim = Interim::count(&mut request, leased.task());
-        let Some(sender) = leased.sender.as_mut() else {
-            return Err(Failure::new(Reason::Internal, "A connection without a sender."));
-        };
+        let request = call.request(sender, endpoint);
         let sent = match sender {
-            Sender::H1(sender) => call.limit.run(per_try, sender.try_send_request(request)).await,
+            Sender::H1(connection) => call.limit.run(per_try, connection.send(request)).await,
             Sender::H2(sender) => call.limit.run(per_try, sender.try_send_request(request)).await,
         };
         let mut error = match sent {
@@ -551,9 +552,6 @@ async fn on_endpoint(
         let never_sent = unsent.is_some();
         if let Some(request) = unsent {
             call.restore(request);
-        }
-        if interim.too_many() {
-            return Err(wrong("The upstream sent more interim responses than the gateway takes."));
         }
         let mut failure = call.failure_of(error.error());
         if never_sent && failure.retriable == Some(Retriable::Reset) {
@@ -572,30 +570,6 @@ fn was_closed(failure: &Failure, error: &hyper::Error) -> bool {
     match failure.retriable {
         Some(Retriable::Connect | Retriable::Reset) => source::<h2::Error>(error).is_none_or(|h2| !h2.is_reset()),
         Some(Retriable::Timeout | Retriable::Status(_)) | None => false,
-    }
-}
-
-/// Most interim (1xx) responses before the final one.
-const MAX_INTERIM: u32 = 16;
-
-/// Counts the interim responses to one request. hyper reads over any number of them; after too many the connection is ended.
-struct Interim(Option<Arc<AtomicU32>>);
-
-impl Interim {
-    fn count(request: &mut Request<RequestBody>, task: Option<&AbortHandle>) -> Self {
-        let Some(task) = task.cloned() else { return Self(None) };
-        let seen = Arc::new(AtomicU32::new(0));
-        let counted = Arc::clone(&seen);
-        hyper::ext::on_informational(request, move |_| {
-            if counted.fetch_add(1, Relaxed) == MAX_INTERIM {
-                task.abort();
-            }
-        });
-        Self(Some(seen))
-    }
-
-    fn too_many(&self) -> bool {
-        self.0.as_ref().is_some_and(|seen| seen.load(Relaxed) > MAX_INTERIM)
     }
 }
 
@@ -771,14 +745,15 @@ const fn wrong(detail: &'static str) -> Failure {
 }
 
 /// What hyper lets pass in a response head but a gateway must not.
-fn check(mut response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
+fn check(response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
     if response.status().is_informational() {
         return Err(wrong("The upstream switched protocols without being asked."));
     }
-    if response.version() != Version::HTTP_2 {
-        let headers = response.headers_mut();
+    let seen = Survey::of(response.headers());
+    if seen.transfer_encoding() && response.version() != Version::HTTP_2 {
+        let headers = response.headers();
         if let Some(coding) = headers.get(TRANSFER_ENCODING) {
-            if headers.contains_key(CONTENT_LENGTH) {
+            if seen.content_length() {
                 return Err(wrong("The upstream's response has both a length and a transfer coding."));
             }
             if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") || headers.get_all(TRANSFER_ENCODING).iter().nth(1).is_some() {
@@ -797,14 +772,16 @@ pub struct UpstreamBody {
     attempt: Option<Attempt>,
     /// Whether the connection can take another request once the body has ended.
     reusable: bool,
+    /// When the head came: from then on the connection counts as idle, which saves a look at the clock at the end.
+    since: Instant,
     cut: bool,
 }
 
 impl UpstreamBody {
-    fn wrap(response: Response<Incoming>, lease: Lease, attempt: Attempt) -> Response<Self> {
+    fn wrap(response: Response<Incoming>, lease: Lease, attempt: Attempt, since: Instant) -> Response<Self> {
         let reusable = response.version() != Version::HTTP_10 && may_keep_alive(&response, &lease);
         let (parts, incoming) = response.into_parts();
-        let mut body = Self { incoming, lease: Some(lease), attempt: Some(attempt), reusable, cut: false };
+        let mut body = Self { incoming, lease: Some(lease), attempt: Some(attempt), reusable, since, cut: false };
         if body.incoming.is_end_stream() {
             body.ended();
         }
@@ -813,7 +790,7 @@ impl UpstreamBody {
 
     /// The body of a response on a connection that is not kept.
     fn unpooled(response: Response<Incoming>, attempt: Attempt) -> Response<Self> {
-        response.map(|incoming| Self { incoming, lease: None, attempt: Some(attempt), reusable: false, cut: false })
+        response.map(|incoming| Self { incoming, lease: None, attempt: Some(attempt), reusable: false, since: Instant::now(), cut: false })
     }
 
     /// Whether the upstream ended it early.
@@ -823,7 +800,7 @@ impl UpstreamBody {
 
     fn ended(&mut self) {
         if let Some(lease) = self.lease.take() {
-            lease.give_back(self.reusable);
+            lease.give_back(self.reusable, self.since);
         }
         self.attempt = None;
     }
@@ -831,12 +808,14 @@ impl UpstreamBody {
 
 /// Whether the connection can take another request; learns from `Keep-Alive: timeout=` how long.
 fn may_keep_alive(response: &Response<Incoming>, lease: &Lease) -> bool {
-    if let Some(keep_alive) = response.headers().get("keep-alive")
+    let seen = Survey::of(response.headers());
+    if seen.keep_alive()
+        && let Some(keep_alive) = response.headers().get("keep-alive")
         && let Some(seconds) = keep_alive.to_str().ok().and_then(timeout_parameter)
     {
         lease.pool().learn_idle_timeout(Duration::from_secs(seconds));
     }
-    !response.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
+    !seen.connection() || !response.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
 }
 
 fn timeout_parameter(text: &str) -> Option<u64> {
@@ -849,7 +828,15 @@ impl Body for UpstreamBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        let frame = std::task::ready!(Pin::new(&mut this.incoming).poll_frame(cx));
+        let mut frame = Pin::new(&mut this.incoming).poll_frame(cx);
+        if frame.is_pending()
+            && let Some(lease) = &mut this.lease
+        {
+            // Asking told the connection that more is wanted; now it reads.
+            lease.drive(cx);
+            frame = Pin::new(&mut this.incoming).poll_frame(cx);
+        }
+        let frame = std::task::ready!(frame);
         match &frame {
             Some(Ok(_)) if this.incoming.is_end_stream() => this.ended(),
             Some(Ok(_)) => {}

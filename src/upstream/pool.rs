@@ -11,13 +11,12 @@ use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 
 use crate::balance::clock;
 use crate::config;
 use crate::http::body::RequestBody;
 use crate::telemetry::metrics::EndpointMetrics;
-use crate::upstream::connect::{ConnectError, Connected, Destination, Sender};
+use crate::upstream::connect::{ConnectError, Destination, H1, Sender};
 
 /// How long a connection may take to become ready again after its response ended, before it is closed: the upstream may have
 /// answered without reading the request body, and such a connection never becomes ready.
@@ -55,8 +54,7 @@ struct Kept {
 
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
-    task: AbortHandle,
+    connection: H1,
     since: Instant,
 }
 
@@ -107,9 +105,6 @@ pub struct Lease {
     pub sender: Option<Sender>,
     /// Whether an earlier request used it: then it may have been closed by the upstream in the meantime.
     pub reused: bool,
-    /// What drives an HTTP/1.1 connection. A request that ends early leaves it in the middle of something, and hyper may go on with that
-    /// for as long as the other side likes; so it is ended at once.
-    task: Option<AbortHandle>,
     pool: Arc<EndpointPool>,
     worker: usize,
     streams: Option<Arc<Streams>>,
@@ -117,9 +112,6 @@ pub struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
         if let Some(streams) = &self.streams {
             streams.idle_since.store(clock::nanos(Instant::now()), Relaxed);
             streams.open.fetch_sub(1, Relaxed);
@@ -173,7 +165,7 @@ impl EndpointPool {
     pub fn checkout(self: &Arc<Self>, worker: usize, now: Instant) -> Option<Lease> {
         let idle_timeout = Duration::from_millis(self.idle_timeout.load(Relaxed));
         let mut kept = self.shard(worker);
-        while let Some(idle) = kept.idle.pop() {
+        while let Some(mut idle) = kept.idle.pop() {
             if now.saturating_duration_since(idle.since) >= idle_timeout {
                 // The others are older still.
                 let stale = std::mem::take(&mut kept.idle);
@@ -181,8 +173,8 @@ impl EndpointPool {
                 drop(stale);
                 return self.checkout_h2(worker);
             }
-            if idle.sender.is_ready() {
-                return Some(self.lease(Sender::H1(idle.sender), Some(idle.task), worker, true, None));
+            if idle.connection.is_ready() {
+                return Some(self.lease(Sender::H1(idle.connection), worker, true, None));
             }
         }
         drop(kept);
@@ -198,7 +190,7 @@ impl EndpointPool {
         let shared = kept.h2.iter().filter(|shared| shared.has_room()).min_by_key(|shared| shared.streams.open.load(Relaxed))?.clone();
         shared.streams.open.fetch_add(1, Relaxed);
         drop(kept);
-        Some(self.lease(Sender::H2(shared.sender), None, worker, true, Some(shared.streams)))
+        Some(self.lease(Sender::H2(shared.sender), worker, true, Some(shared.streams)))
     }
 
     /// A stream on an HTTP/2 connection of any worker, for where no connection of one's own may be opened.
@@ -207,15 +199,8 @@ impl EndpointPool {
         (0..shards).find_map(|next| self.checkout_h2((worker + next) % shards))
     }
 
-    fn lease(
-        self: &Arc<Self>,
-        sender: Sender,
-        task: Option<AbortHandle>,
-        worker: usize,
-        reused: bool,
-        streams: Option<Arc<Streams>>,
-    ) -> Lease {
-        Lease { sender: Some(sender), task, reused, pool: Arc::clone(self), worker, streams }
+    fn lease(self: &Arc<Self>, sender: Sender, worker: usize, reused: bool, streams: Option<Arc<Streams>>) -> Lease {
+        Lease { sender: Some(sender), reused, pool: Arc::clone(self), worker, streams }
     }
 
     /// Opens a connection, or `None` when `max_connections` are open and none of them is idle.
@@ -230,17 +215,17 @@ impl EndpointPool {
     ) -> Option<Result<Lease, ConnectError>> {
         let open = self.reserve(worker)?;
         let streams = Arc::clone(&open.streams);
-        let connecting = self.destination.connect(addresses, open, false);
+        let connecting = self.destination.connect(addresses, open);
         Some(match tokio::time::timeout(timeout, connecting).await {
             Err(_) => Err(ConnectError::Timeout),
             Ok(Err(error)) => Err(error),
-            Ok(Ok(Connected { sender: Sender::H1(sender), task })) => Ok(self.lease(Sender::H1(sender), Some(task), worker, false, None)),
-            Ok(Ok(Connected { sender: Sender::H2(sender), .. })) => {
+            Ok(Ok(Sender::H1(connection))) => Ok(self.lease(Sender::H1(connection), worker, false, None)),
+            Ok(Ok(Sender::H2(sender))) => {
                 streams.open.store(1, Relaxed);
                 self.shard(worker).h2.push(Shared { sender: sender.clone(), streams: Arc::clone(&streams) });
                 // Other requests may have waited for this one to be made.
                 self.freed.notify_waiters();
-                Ok(self.lease(Sender::H2(sender), None, worker, false, Some(streams)))
+                Ok(self.lease(Sender::H2(sender), worker, false, Some(streams)))
             }
         })
     }
@@ -256,19 +241,15 @@ impl EndpointPool {
         timeout: Duration,
     ) -> Option<Result<http1::SendRequest<RequestBody>, ConnectError>> {
         let open = self.reserve(worker)?;
-        Some(match tokio::time::timeout(timeout, self.destination.connect(addresses, open, true)).await {
-            Err(_) => Err(ConnectError::Timeout),
-            Ok(Err(error)) => Err(error),
-            Ok(Ok(Connected { sender: Sender::H1(sender), .. })) => Ok(sender),
-            Ok(Ok(Connected { sender: Sender::H2(_), .. })) => Err(ConnectError::Protocol("a WebSocket needs an HTTP/1.1 endpoint")),
-        })
+        let connecting = self.destination.connect_for_tunnel(addresses, open);
+        Some(tokio::time::timeout(timeout, connecting).await.unwrap_or(Err(ConnectError::Timeout)))
     }
 
     /// Takes one of the `max_connections`; an idle connection of another worker makes room.
     fn reserve(self: &Arc<Self>, worker: usize) -> Option<OpenConnection> {
         let taken = |open: usize| (open < self.max_connections).then_some(open + 1);
         if self.open.try_update(Relaxed, Relaxed, taken).is_err() {
-            // Its count is given back when its task has seen that the sender is gone; it is replaced, not added to.
+            // Its count is given back when it is dropped.
             let other = (0..self.shards.len()).find_map(|worker| {
                 let mut kept = self.shard(worker);
                 (!kept.idle.is_empty()).then(|| kept.idle.remove(0))
@@ -314,19 +295,24 @@ impl EndpointPool {
         let mut kept = self.shard(worker);
         // Oldest first, since connections are pushed as they become idle.
         let fresh = kept.idle.iter().position(|idle| now.saturating_duration_since(idle.since) < idle_timeout).unwrap_or(kept.idle.len());
-        let stale: Vec<_> = kept.idle.drain(..fresh).collect();
+        let mut stale: Vec<_> = kept.idle.drain(..fresh).collect();
+        // Those that the upstream has closed go as well.
+        stale.extend(kept.idle.extract_if(.., |idle| !idle.connection.is_ready()));
         // Streams are counted under this lock, so one without any gets none while it is let go.
         kept.h2.retain(|shared| !shared.sender.is_closed() && shared.idle_for(now).is_none_or(|idle| idle < idle_timeout));
         drop(kept);
         drop(stale);
     }
 
-    fn give_back(&self, sender: http1::SendRequest<RequestBody>, task: AbortHandle, worker: usize) {
+    fn give_back(&self, connection: H1, worker: usize, since: Instant) {
         let mut kept = self.shard(worker);
         if kept.idle.len() < self.max_idle {
-            kept.idle.push(Idle { sender, task, since: Instant::now() });
+            kept.idle.push(Idle { connection, since });
+            drop(kept);
+        } else {
+            drop(kept);
+            drop(connection);
         }
-        drop(kept);
         if self.waiting.load(Relaxed) > 0 {
             self.freed.notify_one();
         }
@@ -350,30 +336,32 @@ impl Lease {
         &self.pool
     }
 
-    /// What ends an HTTP/1.1 connection at once.
-    pub fn task(&self) -> Option<&AbortHandle> {
-        self.task.as_ref()
+    /// Moves the bytes of an HTTP/1.1 connection; one of HTTP/2 has a task of its own.
+    pub fn drive(&mut self, cx: &mut std::task::Context<'_>) {
+        if let Some(Sender::H1(connection)) = &mut self.sender {
+            connection.drive(cx);
+        }
     }
 
-    /// The response ended as it should. A `reusable` connection goes back once the request has ended as well; one that has not within a
-    /// second (the upstream answered without reading it) is closed.
-    pub fn give_back(mut self, reusable: bool) {
-        let (Some(Sender::H1(mut sender)), Some(task)) = (self.sender.take(), self.task.take()) else { return };
-        if sender.is_closed() {
+    /// The response ended as it should. A `reusable` connection goes back once the request has ended as well, idle since `since`; one
+    /// that has not within a second (the upstream answered without reading it) is closed.
+    pub fn give_back(mut self, reusable: bool, since: Instant) {
+        let Some(Sender::H1(mut connection)) = self.sender.take() else { return };
+        if connection.is_ready() {
+            if reusable {
+                self.pool.give_back(connection, self.worker, since);
+            }
             return;
         }
-        if sender.is_ready() {
-            if reusable {
-                self.pool.give_back(sender, task, self.worker);
-            }
+        if connection.is_closed() {
             return;
         }
         let (pool, worker) = (Arc::clone(&self.pool), self.worker);
         tokio::spawn(async move {
-            match tokio::time::timeout(READY_AGAIN, std::future::poll_fn(|cx| sender.poll_ready(cx))).await {
-                Ok(Ok(())) if reusable => pool.give_back(sender, task, worker),
-                Ok(_) => {}
-                Err(_) => task.abort(),
+            if let Ok(true) = tokio::time::timeout(READY_AGAIN, connection.ready()).await
+                && reusable
+            {
+                pool.give_back(connection, worker, Instant::now());
             }
         });
     }
