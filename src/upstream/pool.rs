@@ -248,14 +248,12 @@ impl EndpointPool {
     /// Takes one of the `max_connections`; an idle connection of another worker makes room.
     fn reserve(self: &Arc<Self>, worker: usize) -> Option<OpenConnection> {
         let taken = |open: usize| (open < self.max_connections).then_some(open + 1);
-        if self.open.try_update(Relaxed, Relaxed, taken).is_err() {
-            // Its count is given back when it is dropped.
-            let other = (0..self.shards.len()).find_map(|worker| {
+        while self.open.try_update(Relaxed, Relaxed, taken).is_err() {
+            // Its place is free once it is dropped, and whoever is first takes it: only so are there never too many.
+            drop((0..self.shards.len()).find_map(|worker| {
                 let mut kept = self.shard(worker);
                 (!kept.idle.is_empty()).then(|| kept.idle.remove(0))
-            })?;
-            drop(other);
-            self.open.fetch_add(1, Relaxed);
+            })?);
         }
         self.metrics.connection_opened(worker);
         // 100 is what HTTP/2 suggests a peer should allow at least (RFC 9113, 6.5.2).
