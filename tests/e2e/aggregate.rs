@@ -254,6 +254,7 @@ fn when_all_parts_fail_so_does_the_answer() {
     let answer = gateway.get("/home/1");
     answer.refused(502, "aggregate_failed");
     assert_eq!((words(&answer), answer.header("cache-control")), ("a=500, b=500", Some("no-store")));
+    assert_eq!(answer.json()["parts"], json!({"a": "500", "b": "500"}));
 }
 
 #[test]
