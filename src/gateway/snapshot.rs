@@ -13,6 +13,7 @@ use crate::config::problem::Report;
 use crate::config::resolve;
 use crate::config::server::EncodedSlash;
 use crate::config::{At, Config, Problems, validate};
+use crate::gateway::custom::Middleware;
 use crate::gateway::route::Route;
 use crate::gateway::shared::Shared;
 use crate::gateway::target::{AggregateTarget, SplitTarget, Target, UpstreamHandle};
@@ -64,6 +65,8 @@ pub struct Snapshot {
     pub protected: Arc<ProtectedNames>,
     /// The same, for trailers.
     pub trailer_filter: TrailerFilter,
+    /// A library user's own steps.
+    pub middleware: Arc<[Arc<dyn Middleware>]>,
     /// `server.request_id`.
     pub request_id: Option<HeaderName>,
     /// `server.encoded_slash`.
@@ -216,7 +219,7 @@ impl Compiler<'_> {
         let trusted =
             TrustedProxies::compile(&server.trusted_proxies, &At::main("server").key("trusted_proxies"), &mut Problems::default());
         let names: Vec<HeaderName> = authenticators.protected_headers().collect();
-        let protected = Arc::new(ProtectedNames::new(&names));
+        let protected = Arc::new(ProtectedNames::new(&names).with_credentials(authenticators.credential_headers()));
         let filter = Arc::clone(&protected);
         let directory = self.loaded.files.first().map_or_else(PathBuf::new, |file| file.dir.clone());
         if self.problems.has_errors() {
@@ -239,6 +242,7 @@ impl Compiler<'_> {
             trusted,
             trailer_filter: Arc::new(move |trailers: &mut HeaderMap| filter.filter_trailers(trailers)),
             protected,
+            middleware: Arc::clone(&self.shared.middleware),
             request_id,
             encoded_slash: server.encoded_slash,
             max_header_size: usize::try_from(server.max_header_size.0).unwrap_or(usize::MAX),
