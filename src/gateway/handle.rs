@@ -111,16 +111,21 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// An answer.
+    pub fn new(parts: response::Parts, source: Source) -> Self {
+        Self { parts, source }
+    }
+
     /// An answer from memory.
     pub fn full((parts, bytes): (response::Parts, Bytes)) -> Self {
-        Self { parts, source: if bytes.is_empty() { Source::Empty } else { Source::Full(bytes) } }
+        Self::new(parts, if bytes.is_empty() { Source::Empty } else { Source::Full(bytes) })
     }
 
     /// A 204.
     pub fn no_content() -> Self {
         let (mut parts, ()) = Response::new(()).into_parts();
         parts.status = StatusCode::NO_CONTENT;
-        Self { parts, source: Source::Empty }
+        Self::new(parts, Source::Empty)
     }
 }
 
@@ -292,7 +297,8 @@ async fn route(ex: &mut Exchange, cx: &mut Context<'_>, mut head: request::Parts
         return (Ok(answer), Scope::Bare);
     }
     let preflight = preflight_method(&ex.method, &head.headers).and_then(|asked| Method::from_bytes(asked.as_bytes()).ok());
-    cx.origin = head.headers.get(ORIGIN).cloned();
+    // Sent twice it is nobody's.
+    cx.origin = head.headers.get(ORIGIN).filter(|_| head.headers.get_all(ORIGIN).iter().nth(1).is_none()).cloned();
     // An extended CONNECT for a WebSocket is routed as the GET it stands for.
     let method = if cx.websocket.is_some() { Method::GET } else { ex.method.clone() };
     let found = find(ex, cx, &head.headers, &method, preflight.as_ref());
@@ -479,9 +485,8 @@ async fn complete(
         finish.grpc_status = grpc::status_in(&answer.parts.headers).and_then(|status| u8::try_from(status).ok());
     }
     if let Some(route) = &finish.route {
-        match reason {
-            Some(Reason::RateLimited) => route.metrics.rate_limited(ex.worker),
-            Some(_) | None => {}
+        if reason == Some(Reason::RateLimited) {
+            route.metrics.rate_limited(ex.worker);
         }
         if let Some(error) = ex.auth_error {
             route.metrics.auth_failure(ex.worker, error);
@@ -502,10 +507,10 @@ fn headers_close(headers: &mut HeaderMap) {
 /// The answer for a refusal, in the form the client understands.
 fn refused(ex: &Exchange, cx: &Context<'_>, refusal: &Refusal, is_head: bool) -> Answer {
     if let Some(call) = cx.grpc_web {
-        return Answer { parts: call.refusal(refusal).into_parts().0, source: Source::Empty };
+        return Answer::new(call.refusal(refusal).into_parts().0, Source::Empty);
     }
     if cx.grpc {
-        return Answer { parts: grpc::refusal(refusal).into_parts().0, source: Source::Empty };
+        return Answer::new(grpc::refusal(refusal).into_parts().0, Source::Empty);
     }
     Answer::full(problem::response(refusal, &ex.request_id, is_head))
 }
