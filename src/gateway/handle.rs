@@ -309,7 +309,7 @@ async fn route(ex: &mut Exchange, cx: &mut Context<'_>, mut head: request::Parts
     if cx.websocket.is_some() {
         ex.method = method;
     }
-    cx.clock.route_chosen(Instant::now(), route.timeout, route.idle_timeout, cx.snapshot.min_body_rate);
+    cx.clock.route_chosen(ex.started, route.timeout, route.idle_timeout, cx.snapshot.min_body_rate);
     if let Some(finish) = cx.pending.get() {
         finish.route = Some(Arc::clone(&route));
         if let Some(entry) = &mut finish.entry {
@@ -472,7 +472,7 @@ async fn complete(
             headers_close(&mut answer.parts.headers);
         }
     }
-    cx.clock.response_started(Instant::now());
+    cx.clock.response_started();
     let status = answer.parts.status;
     let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED || status.is_informational();
     let Some(mut finish) = cx.pending.into_finish() else {

@@ -178,7 +178,7 @@ async fn decide(decision: Decision, ex: &mut Exchange) -> Result<(), Box<Refusal
     match decision {
         Decision::Pass => Ok(()),
         Decision::Refused(refusal) => Err(refusal),
-        Decision::Remote(pending) => pending.finish(ex).await,
+        Decision::Remote(pending) => Box::pin(pending.finish(ex)).await,
     }
 }
 

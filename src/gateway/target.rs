@@ -103,7 +103,7 @@ impl Route {
                     None => Err(Refusal::new(Reason::Internal, "The split has no such branch.")),
                 }
             }
-            Target::Aggregate(target) => self.aggregate(target, ex, cx, outgoing).await,
+            Target::Aggregate(target) => Box::pin(self.aggregate(target, ex, cx, outgoing)).await,
             Target::Respond(_) | Target::Redirect(_) => Err(Refusal::new(Reason::Internal, "This target is answered at once.")),
         }
     }
@@ -119,7 +119,8 @@ impl Route {
             entry.upstream = Some(Arc::clone(&handle.upstream.name));
         }
         if cx.websocket.is_some() {
-            return tunnel::open(self, handle, ex, cx, outgoing).await;
+            // Rare paths are boxed, here and below: each future on the way is moved once per request, as large as its largest branch.
+            return Box::pin(tunnel::open(self, handle, ex, cx, outgoing)).await;
         }
         let Outgoing { target, mut headers } = outgoing;
         let deadline = grpc_headers(cx, ex, self.timeout, &mut headers)?;
@@ -144,7 +145,7 @@ impl Route {
         let outcome = match deadline {
             None => send(&handle.upstream, &handle.metrics, call, &mut trace).await,
             Some(deadline) => {
-                match tokio::time::timeout_at(deadline.into(), send(&handle.upstream, &handle.metrics, call, &mut trace)).await {
+                match Box::pin(tokio::time::timeout_at(deadline.into(), send(&handle.upstream, &handle.metrics, call, &mut trace))).await {
                     Ok(outcome) => outcome,
                     Err(_) => Err(Failure::deadline()),
                 }
