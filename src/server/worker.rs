@@ -120,7 +120,8 @@ async fn run(index: usize, state: Arc<State>, mut receiver: mpsc::UnboundedRecei
                 Some(accepted) => {
                     tokio::spawn(connection::serve(index, Arc::clone(&state), accepted));
                 }
-                None => stop.notified().await,
+                // All senders are gone, so `stop` is on its way; going round again would wait for a second one.
+                None => return stop.notified().await,
             },
         }
     }
