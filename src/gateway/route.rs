@@ -138,7 +138,9 @@ impl Route {
         if let Some(name) = &snapshot.request_id {
             headers.insert(name.clone(), ex.request_id.clone());
         }
-        join_cookies(headers);
+        if cx.seen.cookie() {
+            join_cookies(headers);
+        }
         self.headers.request(ex, headers);
         if let Some(trailer) = &cx.trailer {
             headers.insert(TRAILER, trailer.clone());
@@ -160,7 +162,7 @@ async fn decide(decision: Decision, ex: &mut Exchange) -> Result<(), Box<Refusal
     match decision {
         Decision::Pass => Ok(()),
         Decision::Refused(refusal) => Err(refusal),
-        Decision::Remote(pending) => pending.finish(ex).await,
+        Decision::Remote(pending) => Box::pin(pending.finish(ex)).await,
     }
 }
 

@@ -15,7 +15,7 @@ use crate::gateway::handle::{Answer, Context};
 use crate::gateway::route::Route;
 use crate::gateway::tunnel;
 use crate::http::body::{BodyFailure, BoxedBody, ClientBody};
-use crate::http::headers::remove_hop_by_hop;
+use crate::http::headers::{Survey, remove_hop_by_hop};
 use crate::http::selector::selector_value;
 use crate::http::{Exchange, grpc, grpc_web};
 use crate::targets::aggregate::{Aggregate, CallFailure, Caller, PartRequest, PartResponse};
@@ -103,7 +103,7 @@ impl Route {
                     None => Err(Refusal::new(Reason::Internal, "The split has no such branch.")),
                 }
             }
-            Target::Aggregate(target) => self.aggregate(target, ex, cx, outgoing).await,
+            Target::Aggregate(target) => Box::pin(self.aggregate(target, ex, cx, outgoing)).await,
             Target::Respond(_) | Target::Redirect(_) => Err(Refusal::new(Reason::Internal, "This target is answered at once.")),
         }
     }
@@ -119,13 +119,16 @@ impl Route {
             entry.upstream = Some(Arc::clone(&handle.upstream.name));
         }
         if cx.websocket.is_some() {
-            return tunnel::open(self, handle, ex, cx, outgoing).await;
+            // Rare paths are boxed, here and below: each future on the way is moved once per request, as large as its largest branch.
+            return Box::pin(tunnel::open(self, handle, ex, cx, outgoing)).await;
         }
         let Outgoing { target, mut headers } = outgoing;
         let deadline = grpc_headers(cx, ex, self.timeout, &mut headers)?;
         let may_repeat = idempotent(&ex.method, &headers);
         let body = self.call_body(ex, cx, may_repeat && self.retry.is_some());
-        headers.remove(CONTENT_LENGTH);
+        if cx.seen.content_length() {
+            headers.remove(CONTENT_LENGTH);
+        }
         let hash = hash_of(&handle.upstream, ex, &headers);
         let call = Call {
             worker: ex.worker,
@@ -144,7 +147,7 @@ impl Route {
         let outcome = match deadline {
             None => send(&handle.upstream, &handle.metrics, call, &mut trace).await,
             Some(deadline) => {
-                match tokio::time::timeout_at(deadline.into(), send(&handle.upstream, &handle.metrics, call, &mut trace)).await {
+                match Box::pin(tokio::time::timeout_at(deadline.into(), send(&handle.upstream, &handle.metrics, call, &mut trace))).await {
                     Ok(outcome) => outcome,
                     Err(_) => Err(Failure::deadline()),
                 }
@@ -288,16 +291,10 @@ pub(super) fn answer_of(response: Response<UpstreamBody>, cx: &Context<'_>, dead
 
 /// Framing and hop-by-hop fields are this hop's to make.
 fn clean_head(parts: &mut response::Parts, cx: &Context<'_>) {
-    let trailer = parts.headers.get(TRAILER).filter(|_| cx.te_trailers).cloned();
-    remove_hop_by_hop(&mut parts.headers);
-    match trailer {
-        Some(trailer) => {
-            parts.headers.insert(TRAILER, trailer);
-        }
-        None => {
-            parts.headers.remove(TRAILER);
-        }
+    if !cx.te_trailers && Survey::of(&parts.headers).trailer() {
+        parts.headers.remove(TRAILER);
     }
+    remove_hop_by_hop(&mut parts.headers);
     if parts.status == StatusCode::NO_CONTENT {
         parts.headers.remove(CONTENT_LENGTH);
     }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -17,6 +17,7 @@ use crate::error::Reason;
 use crate::health::breaker::Verdict;
 use crate::http::body::{BodyFailure, BoxedBody, ClientBody, RequestBody};
 use crate::http::clock::{Clock, Expired};
+use crate::http::headers::Survey;
 use crate::http::websocket::{Answer, WebSocket};
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::attempt::{Attempt, FailKind};
@@ -329,9 +330,6 @@ pub async fn send(
     trace: &mut Trace,
 ) -> Result<Response<UpstreamBody>, Failure> {
     let policy = call.retry.filter(|policy| policy.attempts > 0);
-    if policy.is_some() {
-        upstream.budget().first_attempt(Instant::now());
-    }
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
     let mut retries = 0;
     loop {
@@ -365,7 +363,7 @@ pub async fn send(
         tried.extend(endpoint);
         retries += 1;
         if !wait.is_zero()
-            && let Err(over) = call.limit.run(None, tokio::time::sleep(wait)).await
+            && let Err(over) = Box::pin(call.limit.run(None, tokio::time::sleep(wait))).await
         {
             return Err(over.failure());
         }
@@ -396,11 +394,14 @@ async fn attempt(
     tried: &[Arc<Endpoint>],
     trace: &mut Trace,
 ) -> Result<Response<UpstreamBody>, Failed> {
-    if tried.is_empty() && upstream.admit(Instant::now(), crate::random::next()) == Verdict::Drop {
+    if tried.is_empty() && upstream.has_breaker() && upstream.admit(Instant::now(), crate::random::next()) == Verdict::Drop {
         metrics.breaker_dropped(call.worker);
         return Err((Failure::new(Reason::Overloaded, "The upstream is failing; this request was not sent to it."), None));
     }
     let (attempt, picked) = pick(upstream, call, tried).await.map_err(|failure| (failure, None))?;
+    if tried.is_empty() && call.retry.is_some_and(|policy| policy.attempts > 0) {
+        upstream.budget().first_attempt(picked);
+    }
     let endpoint = Arc::clone(attempt.endpoint());
     trace.attempts += 1;
     trace.endpoint = Some(Arc::clone(&endpoint.id));
@@ -419,7 +420,7 @@ async fn attempt(
                 Some(kind) => attempt.failed(now, elapsed, kind),
                 None => attempt.succeeded(now, elapsed),
             }
-            Ok(UpstreamBody::wrap(response, lease, attempt))
+            Ok(UpstreamBody::wrap(response, lease, attempt, now))
         }
         Err(failure) => {
             counts.attempt_failed(call.worker, failure.reason);
@@ -459,7 +460,7 @@ async fn pick(upstream: &Arc<Upstream>, call: &Call<'_>, tried: &[Arc<Endpoint>]
             Err(PickError::Full) => {}
         }
         let until = *give_up.get_or_insert(now + upstream.connect_timeout);
-        match call.limit.run(Some(until), wait_for_room(upstream)).await {
+        match Box::pin(call.limit.run(Some(until), wait_for_room(upstream))).await {
             Ok(true) => {}
             Err(Over::Total(expired)) => return Err(Failure::of_expiry(expired)),
             Ok(false) | Err(Over::PerTry) => return Err(Failure::new(Reason::Overloaded, "All connections to the upstream are in use.")),
@@ -498,18 +499,18 @@ async fn on_endpoint(
         let fresh = lease.is_none();
         let mut leased = match lease.take() {
             Some(lease) => lease,
-            None => connect(endpoint, call, connect_timeout, per_try).await?,
+            None => Box::pin(connect(endpoint, call, connect_timeout, per_try)).await?,
         };
         let Some(sender) = leased.sender.as_mut() else {
             return Err(Failure::new(Reason::Internal, "A connection without a sender."));
         };
         if call.needs_h2 && matches!(sender, Sender::H1(_)) {
-            leased.give_back();
+            leased.give_back(picked);
             return Err(Failure::of_connect(&ConnectError::Protocol("gRPC needs an HTTP/2 endpoint")));
         }
         let request = call.request(sender, endpoint);
         let sent = match sender {
-            Sender::H1(sender) => call.limit.run(per_try, sender.try_send_request(request)).await,
+            Sender::H1(connection) => call.limit.run(per_try, connection.send(request)).await,
             Sender::H2(sender) => call.limit.run(per_try, sender.try_send_request(request)).await,
         };
         let mut error = match sent {
@@ -673,17 +674,18 @@ async fn handshake(
 }
 
 /// What hyper lets pass in a response head but a gateway must not.
-fn check(mut response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
+fn check(response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
     const fn wrong(detail: &'static str) -> Failure {
         Failure::attempt(Reason::UpstreamProtocolError, detail, None, FailKind::Protocol)
     }
     if response.status().is_informational() {
         return Err(wrong("The upstream switched protocols without being asked."));
     }
-    if response.version() != Version::HTTP_2 {
-        let headers = response.headers_mut();
+    let seen = Survey::of(response.headers());
+    if seen.transfer_encoding() && response.version() != Version::HTTP_2 {
+        let headers = response.headers();
         if let Some(coding) = headers.get(TRANSFER_ENCODING) {
-            if headers.contains_key(CONTENT_LENGTH) {
+            if seen.content_length() {
                 return Err(wrong("The upstream's response has both a length and a transfer coding."));
             }
             if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") || headers.get_all(TRANSFER_ENCODING).iter().nth(1).is_some() {
@@ -702,14 +704,16 @@ pub struct UpstreamBody {
     attempt: Option<Attempt>,
     /// Whether the connection can take another request once the body has ended.
     reusable: bool,
+    /// When the head came: from then on the connection counts as idle, which saves a look at the clock at the end.
+    since: Instant,
     cut: bool,
 }
 
 impl UpstreamBody {
-    fn wrap(response: Response<Incoming>, lease: Lease, attempt: Attempt) -> Response<Self> {
+    fn wrap(response: Response<Incoming>, lease: Lease, attempt: Attempt, since: Instant) -> Response<Self> {
         let reusable = response.version() != Version::HTTP_10 && may_keep_alive(&response, &lease);
         let (parts, incoming) = response.into_parts();
-        let mut body = Self { incoming, lease: Some(lease), attempt: Some(attempt), reusable, cut: false };
+        let mut body = Self { incoming, lease: Some(lease), attempt: Some(attempt), reusable, since, cut: false };
         if body.incoming.is_end_stream() {
             body.ended();
         }
@@ -718,7 +722,7 @@ impl UpstreamBody {
 
     /// The body of a response on a connection that is not kept.
     fn unpooled(response: Response<Incoming>, attempt: Attempt) -> Response<Self> {
-        response.map(|incoming| Self { incoming, lease: None, attempt: Some(attempt), reusable: false, cut: false })
+        response.map(|incoming| Self { incoming, lease: None, attempt: Some(attempt), reusable: false, since: Instant::now(), cut: false })
     }
 
     /// The endpoint it comes from, while it is open.
@@ -735,7 +739,7 @@ impl UpstreamBody {
         if let Some(lease) = self.lease.take()
             && self.reusable
         {
-            lease.give_back();
+            lease.give_back(self.since);
         }
         self.attempt = None;
     }
@@ -743,12 +747,14 @@ impl UpstreamBody {
 
 /// Whether the connection can take another request; learns from `Keep-Alive: timeout=` how long.
 fn may_keep_alive(response: &Response<Incoming>, lease: &Lease) -> bool {
-    if let Some(keep_alive) = response.headers().get("keep-alive")
+    let seen = Survey::of(response.headers());
+    if seen.keep_alive()
+        && let Some(keep_alive) = response.headers().get("keep-alive")
         && let Some(seconds) = keep_alive.to_str().ok().and_then(timeout_parameter)
     {
         lease.pool().learn_idle_timeout(Duration::from_secs(seconds));
     }
-    !response.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
+    !seen.connection() || !response.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
 }
 
 fn timeout_parameter(text: &str) -> Option<u64> {
@@ -761,7 +767,15 @@ impl Body for UpstreamBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        let frame = std::task::ready!(Pin::new(&mut this.incoming).poll_frame(cx));
+        let mut frame = Pin::new(&mut this.incoming).poll_frame(cx);
+        if frame.is_pending()
+            && let Some(lease) = &mut this.lease
+        {
+            // Asking told the connection that more is wanted; now it reads.
+            lease.drive(cx);
+            frame = Pin::new(&mut this.incoming).poll_frame(cx);
+        }
+        let frame = std::task::ready!(frame);
         match &frame {
             Some(Ok(_)) if this.incoming.is_end_stream() => this.ended(),
             Some(Ok(_)) => {}

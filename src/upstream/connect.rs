@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -23,8 +25,6 @@ use crate::upstream::pool::OpenConnection;
 
 /// Longest response head taken from an upstream.
 const MAX_HEAD: usize = 64 << 10;
-/// Most fields in a response head.
-const MAX_FIELDS: usize = 256;
 /// Wait before the next address is tried beside the ones under way (RFC 8305, 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// HTTP/2 windows towards upstreams: small, so that a slow client cannot park megabytes in the gateway.
@@ -59,13 +59,72 @@ impl fmt::Display for ConnectError {
 
 impl std::error::Error for ConnectError {}
 
-/// The sending half of a connection.
+/// A connection that takes requests.
 #[derive(Debug)]
 pub enum Sender {
     /// HTTP/1.1: one request at a time.
-    H1(http1::SendRequest<RequestBody>),
+    H1(H1),
     /// HTTP/2: many.
     H2(http2::SendRequest<RequestBody>),
+}
+
+/// An HTTP/1.1 connection that is driven by the request that uses it, on that request's task: as a task of its own it would be
+/// woken and scheduled twice per request. An idle one is looked at when it is taken out of the pool.
+pub struct H1 {
+    sender: http1::SendRequest<RequestBody>,
+    /// The driver with its count; gone when the connection is over.
+    driver: Option<Box<(http1::Connection<TokioIo<UpstreamIo>, RequestBody>, OpenConnection)>>,
+}
+
+impl fmt::Debug for H1 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("H1").finish_non_exhaustive()
+    }
+}
+
+/// The answer to a request, or why there is none, with the request if not one byte of it was written.
+pub type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+
+impl H1 {
+    /// Sends a request and waits for the head of its response.
+    pub async fn send(&mut self, request: Request<RequestBody>) -> Sent {
+        let response = self.sender.try_send_request(request);
+        let mut response = std::pin::pin!(response);
+        std::future::poll_fn(|cx| {
+            self.drive(cx);
+            response.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Reads and writes what can be read and written. Errors reach the request through its response or body.
+    pub fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Some(driver) = &mut self.driver
+            && Pin::new(&mut driver.0).poll(cx).is_ready()
+        {
+            self.driver = None;
+        }
+    }
+
+    /// Whether it can take a request now. Notices that the upstream has closed it, as far as the runtime has heard of it.
+    pub fn is_ready(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(std::task::Waker::noop()));
+        self.driver.is_some() && self.sender.is_ready()
+    }
+
+    /// Whether it is over.
+    pub fn is_closed(&self) -> bool {
+        self.driver.is_none() || self.sender.is_closed()
+    }
+
+    /// Waits until it can take a request; `false` if it never will.
+    pub async fn ready(&mut self) -> bool {
+        std::future::poll_fn(|cx| {
+            self.drive(cx);
+            self.sender.poll_ready(cx).map(|ready| ready.is_ok())
+        })
+        .await
+    }
 }
 
 /// A byte stream to an endpoint.
@@ -165,14 +224,14 @@ impl Destination {
         }
     }
 
-    /// Opens a connection that can take requests; its driver runs as a task of the current runtime until it ends.
+    /// Opens a connection that can take requests.
     ///
     /// # Errors
     /// [`ConnectError`]; the caller adds the timeout.
-    pub async fn connect(&self, addresses: &[SocketAddr], open: OpenConnection, http1_only: bool) -> Result<Sender, ConnectError> {
-        let io = self.open(addresses, http1_only).await?;
+    pub async fn connect(&self, addresses: &[SocketAddr], open: OpenConnection) -> Result<Sender, ConnectError> {
+        let io = self.open(addresses, false).await?;
         let h2 = match (&io, self.protocol) {
-            (UpstreamIo::Tls(tls), Protocol::Auto) => !http1_only && crate::tls::negotiated(tls.get_ref().1) == Alpn::H2,
+            (UpstreamIo::Tls(tls), Protocol::Auto) => crate::tls::negotiated(tls.get_ref().1) == Alpn::H2,
             (UpstreamIo::Tls(tls), Protocol::H2) => {
                 if crate::tls::negotiated(tls.get_ref().1) != Alpn::H2 {
                     return Err(ConnectError::Protocol("the endpoint does not offer HTTP/2"));
@@ -182,30 +241,41 @@ impl Destination {
             (_, Protocol::H2) => true,
             (_, Protocol::Auto | Protocol::Http1) => false,
         };
-        if h2 { handshake_h2(io, open).await } else { handshake_h1(io, open, http1_only).await }
+        if h2 { handshake_h2(io, open).await } else { handshake_h1(io, open).await }
+    }
+
+    /// Opens an HTTP/1.1 connection that can become a tunnel; its driver runs as a task of the current runtime until it ends.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; the caller adds the timeout.
+    pub async fn connect_for_tunnel(
+        &self,
+        addresses: &[SocketAddr],
+        open: OpenConnection,
+    ) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
+        let io = self.open(addresses, true).await?;
+        let (sender, connection) =
+            http1_builder().handshake(TokioIo::new(io)).await.map_err(|error| ConnectError::Io(io::Error::other(error)))?;
+        tokio::spawn(async move {
+            let _open = open;
+            // Errors reach the request.
+            let _ = connection.with_upgrades().await;
+        });
+        Ok(sender)
     }
 }
 
-async fn handshake_h1(io: UpstreamIo, open: OpenConnection, upgrades: bool) -> Result<Sender, ConnectError> {
-    let (sender, connection) = http1::Builder::new()
-        .max_headers(MAX_FIELDS)
-        .max_header_size(MAX_HEAD)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|error| ConnectError::Io(io::Error::other(error)))?;
-    if upgrades {
-        tokio::spawn(async move {
-            let _open = open;
-            // Errors reach the request that is using the connection; an idle one just ends.
-            let _ = connection.with_upgrades().await;
-        });
-    } else {
-        tokio::spawn(async move {
-            let _open = open;
-            let _ = connection.await;
-        });
-    }
-    Ok(Sender::H1(sender))
+fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    // At most 100 fields, which is hyper's default: any other number moves the parser's arrays to the heap, 16 KiB per response.
+    builder.max_header_size(MAX_HEAD);
+    builder
+}
+
+async fn handshake_h1(io: UpstreamIo, open: OpenConnection) -> Result<Sender, ConnectError> {
+    let (sender, connection) =
+        http1_builder().handshake(TokioIo::new(io)).await.map_err(|error| ConnectError::Io(io::Error::other(error)))?;
+    Ok(Sender::H1(H1 { sender, driver: Some(Box::new((connection, open))) }))
 }
 
 async fn handshake_h2(io: UpstreamIo, open: OpenConnection) -> Result<Sender, ConnectError> {

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use crate::config;
 use crate::http::body::RequestBody;
 use crate::telemetry::metrics::EndpointMetrics;
-use crate::upstream::connect::{ConnectError, Destination, Sender};
+use crate::upstream::connect::{ConnectError, Destination, H1, Sender};
 
 /// How long a connection may take to become ready again after its response ended, before it is closed: the upstream may have
 /// answered without reading the request body, and such a connection never becomes ready.
@@ -53,7 +53,7 @@ struct Kept {
 
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    connection: H1,
     since: Instant,
 }
 
@@ -161,7 +161,7 @@ impl EndpointPool {
     pub fn checkout(self: &Arc<Self>, worker: usize, now: Instant) -> Option<Lease> {
         let idle_timeout = Duration::from_millis(self.idle_timeout.load(Relaxed));
         let mut kept = self.shard(worker);
-        while let Some(idle) = kept.idle.pop() {
+        while let Some(mut idle) = kept.idle.pop() {
             if now.saturating_duration_since(idle.since) >= idle_timeout {
                 // The others are older still.
                 let stale = std::mem::take(&mut kept.idle);
@@ -169,8 +169,8 @@ impl EndpointPool {
                 drop(stale);
                 return self.checkout_h2(worker);
             }
-            if idle.sender.is_ready() {
-                return Some(self.lease(Sender::H1(idle.sender), worker, true, None));
+            if idle.connection.is_ready() {
+                return Some(self.lease(Sender::H1(idle.connection), worker, true, None));
             }
         }
         drop(kept);
@@ -205,11 +205,11 @@ impl EndpointPool {
     ) -> Option<Result<Lease, ConnectError>> {
         let open = self.reserve(worker)?;
         let streams = Arc::clone(&open.streams);
-        let connecting = self.destination.connect(addresses, open, false);
+        let connecting = self.destination.connect(addresses, open);
         Some(match tokio::time::timeout(timeout, connecting).await {
             Err(_) => Err(ConnectError::Timeout),
             Ok(Err(error)) => Err(error),
-            Ok(Ok(Sender::H1(sender))) => Ok(self.lease(Sender::H1(sender), worker, false, None)),
+            Ok(Ok(Sender::H1(connection))) => Ok(self.lease(Sender::H1(connection), worker, false, None)),
             Ok(Ok(Sender::H2(sender))) => {
                 streams.open.store(1, Relaxed);
                 self.shard(worker).h2.push(Shared { sender: sender.clone(), streams: Arc::clone(&streams) });
@@ -231,12 +231,8 @@ impl EndpointPool {
         timeout: Duration,
     ) -> Option<Result<http1::SendRequest<RequestBody>, ConnectError>> {
         let open = self.reserve(worker)?;
-        Some(match tokio::time::timeout(timeout, self.destination.connect(addresses, open, true)).await {
-            Err(_) => Err(ConnectError::Timeout),
-            Ok(Err(error)) => Err(error),
-            Ok(Ok(Sender::H1(sender))) => Ok(sender),
-            Ok(Ok(Sender::H2(_))) => Err(ConnectError::Protocol("a WebSocket needs an HTTP/1.1 endpoint")),
-        })
+        let connecting = self.destination.connect_for_tunnel(addresses, open);
+        Some(tokio::time::timeout(timeout, connecting).await.unwrap_or(Err(ConnectError::Timeout)))
     }
 
     /// Takes one of the `max_connections`; an idle connection of another worker makes room.
@@ -289,18 +285,23 @@ impl EndpointPool {
         let mut kept = self.shard(worker);
         // Oldest first, since connections are pushed as they become idle.
         let fresh = kept.idle.iter().position(|idle| now.saturating_duration_since(idle.since) < idle_timeout).unwrap_or(kept.idle.len());
-        let stale: Vec<_> = kept.idle.drain(..fresh).collect();
+        let mut stale: Vec<_> = kept.idle.drain(..fresh).collect();
+        // Those that the upstream has closed go as well.
+        stale.extend(kept.idle.extract_if(.., |idle| !idle.connection.is_ready()));
         kept.h2.retain(|shared| !shared.sender.is_closed());
         drop(kept);
         drop(stale);
     }
 
-    fn give_back(&self, sender: http1::SendRequest<RequestBody>, worker: usize) {
+    fn give_back(&self, connection: H1, worker: usize, since: Instant) {
         let mut kept = self.shard(worker);
         if kept.idle.len() < self.max_idle {
-            kept.idle.push(Idle { sender, since: Instant::now() });
+            kept.idle.push(Idle { connection, since });
+            drop(kept);
+        } else {
+            drop(kept);
+            drop(connection);
         }
-        drop(kept);
         if self.waiting.load(Relaxed) > 0 {
             self.freed.notify_one();
         }
@@ -319,16 +320,23 @@ impl Lease {
         &self.pool
     }
 
-    /// Gives the connection back after request and response both ended cleanly.
-    pub fn give_back(mut self) {
-        let Some(Sender::H1(mut sender)) = self.sender.take() else { return };
-        if sender.is_ready() {
-            self.pool.give_back(sender, self.worker);
-        } else if !sender.is_closed() {
+    /// Moves the bytes of an HTTP/1.1 connection; one of HTTP/2 has a task of its own.
+    pub fn drive(&mut self, cx: &mut std::task::Context<'_>) {
+        if let Some(Sender::H1(connection)) = &mut self.sender {
+            connection.drive(cx);
+        }
+    }
+
+    /// Gives the connection back after request and response both ended cleanly. It counts as idle since `since`.
+    pub fn give_back(mut self, since: Instant) {
+        let Some(Sender::H1(mut connection)) = self.sender.take() else { return };
+        if connection.is_ready() {
+            self.pool.give_back(connection, self.worker, since);
+        } else if !connection.is_closed() {
             let (pool, worker) = (Arc::clone(&self.pool), self.worker);
             tokio::spawn(async move {
-                if let Ok(Ok(())) = tokio::time::timeout(READY_AGAIN, std::future::poll_fn(|cx| sender.poll_ready(cx))).await {
-                    pool.give_back(sender, worker);
+                if let Ok(true) = tokio::time::timeout(READY_AGAIN, connection.ready()).await {
+                    pool.give_back(connection, worker, Instant::now());
                 }
             });
         }
