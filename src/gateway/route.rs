@@ -151,7 +151,9 @@ impl Route {
         if let Some(name) = &snapshot.request_id {
             headers.insert(name.clone(), ex.request_id.clone());
         }
-        join_cookies(headers);
+        if cx.seen.cookie() {
+            join_cookies(headers);
+        }
         self.headers.request(ex, headers);
         if let Some(trailer) = &cx.trailer {
             headers.insert(TRAILER, trailer.clone());

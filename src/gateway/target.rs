@@ -15,7 +15,7 @@ use crate::gateway::handle::{Answer, Context};
 use crate::gateway::route::Route;
 use crate::gateway::tunnel;
 use crate::http::body::{BodyFailure, BoxedBody, ClientBody};
-use crate::http::headers::remove_hop_by_hop;
+use crate::http::headers::{Survey, remove_hop_by_hop};
 use crate::http::selector::selector_value;
 use crate::http::{Exchange, grpc, grpc_web};
 use crate::targets::aggregate::{Aggregate, CallFailure, Caller, PartRequest, PartResponse};
@@ -126,7 +126,9 @@ impl Route {
         let deadline = grpc_headers(cx, ex, self.timeout, &mut headers)?;
         let may_repeat = idempotent(&ex.method, &headers);
         let body = self.call_body(ex, cx, may_repeat && self.retry.is_some());
-        headers.remove(CONTENT_LENGTH);
+        if cx.seen.content_length() {
+            headers.remove(CONTENT_LENGTH);
+        }
         let hash = hash_of(&handle.upstream, ex, &headers);
         let call = Call {
             worker: ex.worker,
@@ -289,16 +291,10 @@ pub(super) fn answer_of(response: Response<UpstreamBody>, cx: &Context<'_>, dead
 
 /// Framing and hop-by-hop fields are this hop's to make.
 fn clean_head(parts: &mut response::Parts, cx: &Context<'_>) {
-    let trailer = parts.headers.get(TRAILER).filter(|_| cx.te_trailers).cloned();
-    remove_hop_by_hop(&mut parts.headers);
-    match trailer {
-        Some(trailer) => {
-            parts.headers.insert(TRAILER, trailer);
-        }
-        None => {
-            parts.headers.remove(TRAILER);
-        }
+    if !cx.te_trailers && Survey::of(&parts.headers).trailer() {
+        parts.headers.remove(TRAILER);
     }
+    remove_hop_by_hop(&mut parts.headers);
     if parts.status == StatusCode::NO_CONTENT {
         parts.headers.remove(CONTENT_LENGTH);
     }

@@ -43,6 +43,8 @@ const SEND_BUFFER: usize = 64 << 10;
 const PING: Duration = Duration::from_secs(30);
 /// hyper's own limit on heads is the backstop behind ours, which answers with a body.
 const BACKSTOP: usize = 2;
+/// hyper's own limit on the number of fields.
+const HYPERS_FIELDS: usize = 100;
 /// hyper takes no smaller limit.
 const LEAST_BUFFER: usize = 16 << 10;
 /// How long an HTTP/2 connection may take to end after GOAWAY when it was idle.
@@ -74,6 +76,7 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     }
     let timeouts = snapshot.timeouts;
     drop(snapshot);
+    let cut = Arc::new(listener.cut());
     let session = Session {
         worker,
         state: Arc::clone(&state),
@@ -142,6 +145,7 @@ struct Session {
     listener: Arc<Listener>,
     connection: Arc<Connection>,
     held: Arc<Held>,
+    cut: Arc<tokio::sync::watch::Receiver<bool>>,
 }
 
 impl Session {
@@ -166,7 +170,7 @@ impl Session {
             clock,
             state,
             draining: self.listener.is_draining(),
-            cut: self.listener.cut(),
+            cut: Arc::clone(&self.cut),
         }
     }
 
@@ -180,9 +184,12 @@ impl Session {
             async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request).await) }
         });
         let (max_headers, max_size) = self.limits();
-        let connection = http1::Builder::new()
+        let mut builder = http1::Builder::new();
+        if let Some(max_headers) = max_headers {
+            builder.max_headers(max_headers);
+        }
+        let connection = builder
             .header_read_timeout(None)
-            .max_headers(max_headers)
             .max_header_size(max_size)
             .max_buf_size(max_size.max(LEAST_BUFFER))
             .serve_connection(TokioIo::new(io), service)
@@ -212,9 +219,13 @@ impl Session {
     }
 
     /// hyper's limits on the number of fields and the size of a head.
-    fn limits(&self) -> (usize, usize) {
+    ///
+    /// The default number of fields is hyper's as well, and is left to it: any explicit number moves the parser's arrays to the heap,
+    /// 13 KiB per request.
+    fn limits(&self) -> (Option<usize>, usize) {
         let snapshot = self.state.snapshot.load();
-        (snapshot.max_headers.saturating_mul(BACKSTOP).min(4096), snapshot.max_header_size.saturating_mul(BACKSTOP).max(8192))
+        let max_headers = (snapshot.max_headers != HYPERS_FIELDS).then_some(snapshot.max_headers.saturating_mul(BACKSTOP).min(4096));
+        (max_headers, snapshot.max_header_size.saturating_mul(BACKSTOP).max(8192))
     }
 
     async fn run_h2(&self, transport: Transport, prefix: Vec<u8>, timeouts: ConnectionTimeouts) {

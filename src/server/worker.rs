@@ -120,8 +120,11 @@ async fn run(index: usize, state: Arc<State>, mut receiver: mpsc::UnboundedRecei
                 Some(accepted) => {
                     tokio::spawn(connection::serve(index, Arc::clone(&state), accepted));
                 }
-                // All senders are gone, so `stop` is on its way; going round again would wait for a second one.
-                None => return stop.notified().await,
+                // Nobody will send any more. The stop that ends the wait is used up by it, so the loop must not wait for another.
+                None => {
+                    stop.notified().await;
+                    return;
+                }
             },
         }
     }

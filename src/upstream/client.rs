@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -17,6 +17,7 @@ use crate::error::Reason;
 use crate::health::breaker::Verdict;
 use crate::http::body::{BodyFailure, BoxedBody, ClientBody, RequestBody};
 use crate::http::clock::{Clock, Expired};
+use crate::http::headers::Survey;
 use crate::http::websocket::{Answer, WebSocket};
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::attempt::{Attempt, FailKind};
@@ -673,17 +674,18 @@ async fn handshake(
 }
 
 /// What hyper lets pass in a response head but a gateway must not.
-fn check(mut response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
+fn check(response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
     const fn wrong(detail: &'static str) -> Failure {
         Failure::attempt(Reason::UpstreamProtocolError, detail, None, FailKind::Protocol)
     }
     if response.status().is_informational() {
         return Err(wrong("The upstream switched protocols without being asked."));
     }
-    if response.version() != Version::HTTP_2 {
-        let headers = response.headers_mut();
+    let seen = Survey::of(response.headers());
+    if seen.transfer_encoding() && response.version() != Version::HTTP_2 {
+        let headers = response.headers();
         if let Some(coding) = headers.get(TRANSFER_ENCODING) {
-            if headers.contains_key(CONTENT_LENGTH) {
+            if seen.content_length() {
                 return Err(wrong("The upstream's response has both a length and a transfer coding."));
             }
             if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") || headers.get_all(TRANSFER_ENCODING).iter().nth(1).is_some() {
@@ -745,12 +747,14 @@ impl UpstreamBody {
 
 /// Whether the connection can take another request; learns from `Keep-Alive: timeout=` how long.
 fn may_keep_alive(response: &Response<Incoming>, lease: &Lease) -> bool {
-    if let Some(keep_alive) = response.headers().get("keep-alive")
+    let seen = Survey::of(response.headers());
+    if seen.keep_alive()
+        && let Some(keep_alive) = response.headers().get("keep-alive")
         && let Some(seconds) = keep_alive.to_str().ok().and_then(timeout_parameter)
     {
         lease.pool().learn_idle_timeout(Duration::from_secs(seconds));
     }
-    !response.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
+    !seen.connection() || !response.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
 }
 
 fn timeout_parameter(text: &str) -> Option<u64> {

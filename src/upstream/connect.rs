@@ -25,8 +25,6 @@ use crate::upstream::pool::OpenConnection;
 
 /// Longest response head taken from an upstream.
 const MAX_HEAD: usize = 64 << 10;
-/// Most fields in a response head.
-const MAX_FIELDS: usize = 256;
 /// Wait before the next address is tried beside the ones under way (RFC 8305, 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// HTTP/2 windows towards upstreams: small, so that a slow client cannot park megabytes in the gateway.
@@ -256,7 +254,8 @@ impl Destination {
         open: OpenConnection,
     ) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
         let io = self.open(addresses, true).await?;
-        let (sender, connection) = http1_builder().handshake(TokioIo::new(io)).await.map_err(|error| ConnectError::Io(io::Error::other(error)))?;
+        let (sender, connection) =
+            http1_builder().handshake(TokioIo::new(io)).await.map_err(|error| ConnectError::Io(io::Error::other(error)))?;
         tokio::spawn(async move {
             let _open = open;
             // Errors reach the request.
@@ -268,12 +267,14 @@ impl Destination {
 
 fn http1_builder() -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder.max_headers(MAX_FIELDS).max_header_size(MAX_HEAD);
+    // At most 100 fields, which is hyper's default: any other number moves the parser's arrays to the heap, 16 KiB per response.
+    builder.max_header_size(MAX_HEAD);
     builder
 }
 
 async fn handshake_h1(io: UpstreamIo, open: OpenConnection) -> Result<Sender, ConnectError> {
-    let (sender, connection) = http1_builder().handshake(TokioIo::new(io)).await.map_err(|error| ConnectError::Io(io::Error::other(error)))?;
+    let (sender, connection) =
+        http1_builder().handshake(TokioIo::new(io)).await.map_err(|error| ConnectError::Io(io::Error::other(error)))?;
     Ok(Sender::H1(H1 { sender, driver: Some(Box::new((connection, open))) }))
 }
 
