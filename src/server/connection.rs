@@ -83,6 +83,7 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
         listener: Arc::clone(&listener),
         connection: Arc::new(established.connection),
         held: Arc::new(held),
+        cut,
     };
     session.run(established.transport, established.h2, timeouts).await;
 }
