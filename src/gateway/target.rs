@@ -9,6 +9,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, response};
 use http_body_util::BodyExt;
 
+use crate::config::upstream::Protocol;
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Cut, Source};
 use crate::gateway::handle::{Answer, Context};
@@ -38,6 +39,17 @@ pub struct UpstreamHandle {
     pub metrics: Arc<UpstreamMetrics>,
     /// TLS towards its endpoints.
     pub tls: Option<Arc<ClientTls>>,
+}
+
+impl UpstreamHandle {
+    /// Whether its endpoints speak HTTP/2, or may: TLS tells only when there is a connection.
+    fn may_speak_h2(&self) -> bool {
+        match self.upstream.protocol {
+            Protocol::H2 => true,
+            Protocol::Http1 => false,
+            Protocol::Auto => self.tls.is_some(),
+        }
+    }
 }
 
 /// What answers.
@@ -122,9 +134,16 @@ impl Route {
             return tunnel::open(self, handle, ex, cx, outgoing).await;
         }
         let Outgoing { target, mut headers } = outgoing;
+        let speaks_h2 = handle.may_speak_h2();
+        if !speaks_h2 {
+            // Whatever speaks gRPC-Web in HTTP/1.1 is asked as it is.
+            cx.grpc_web = None;
+        }
         let deadline = grpc_headers(cx, ex, self.timeout, &mut headers)?;
-        let may_repeat = idempotent(&ex.method, &headers);
-        let body = self.call_body(ex, cx, may_repeat && self.retry.is_some());
+        let is_grpc = cx.grpc || cx.grpc_web.is_some();
+        let may_repeat = !is_grpc && idempotent(&ex.method, &headers);
+        // What an HTTP/2 upstream refuses untouched may be sent again, whatever it is.
+        let body = self.call_body(ex, cx, (may_repeat || speaks_h2) && self.retry.is_some());
         headers.remove(CONTENT_LENGTH);
         let hash = hash_of(&handle.upstream, ex, &headers);
         let call = Call {
@@ -138,7 +157,7 @@ impl Route {
             idempotent: may_repeat,
             hash: &|| hash,
             limit: Limit::Clock(&cx.clock),
-            needs_h2: cx.grpc || cx.grpc_web.is_some(),
+            needs_h2: is_grpc,
         };
         let mut trace = Trace::default();
         let outcome = match deadline {
@@ -313,7 +332,7 @@ fn clean_head(parts: &mut response::Parts, cx: &Context<'_>) {
 }
 
 fn grpc_source(parts: &mut response::Parts, body: UpstreamBody, web: Option<grpc_web::Call>, deadline: Option<Instant>) -> Source {
-    let ensured = match grpc::EnsureStatus::wrap(parts.status, &parts.headers, body.map_err(|_| Cut).boxed_unsync()) {
+    let ensured = match grpc::EnsureStatus::wrap(parts.status, &parts.headers, body.map_err(|error| Cut::by_upstream(&error)).boxed_unsync()) {
         Ok(ensured) => ensured.boxed_unsync(),
         Err(body) => body,
     };
@@ -322,7 +341,7 @@ fn grpc_source(parts: &mut response::Parts, body: UpstreamBody, web: Option<grpc
         None => ensured,
     };
     match web {
-        Some(call) if call.prepare_response(&mut parts.headers) => Source::Adapted(Box::pin(grpc_web::ResponseBody::new(call, timed))),
+        Some(call) if call.prepare_response(&mut parts.headers) => Source::Web(Box::pin(timed), call),
         Some(_) | None => Source::Adapted(Box::pin(timed)),
     }
 }

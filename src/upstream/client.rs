@@ -273,7 +273,9 @@ impl Call<'_> {
     /// The request as `sender` wants it. The header fields stay behind for another attempt only where one is possible.
     fn request(&mut self, sender: &Sender, endpoint: &Endpoint) -> Request<RequestBody> {
         let body = self.body();
-        let mut headers = if self.idempotent { self.headers.clone() } else { std::mem::take(&mut self.headers) };
+        // An HTTP/2 upstream can refuse any request untouched, which may then be sent again.
+        let again = self.idempotent || (self.retry.is_some() && matches!(sender, Sender::H2(_)));
+        let mut headers = if again { self.headers.clone() } else { std::mem::take(&mut self.headers) };
         let host = self.host.as_ref().unwrap_or(&endpoint.authority);
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
@@ -299,7 +301,7 @@ impl Call<'_> {
     /// Takes back what was not sent.
     fn restore(&mut self, request: Request<RequestBody>) {
         let (parts, body) = request.into_parts();
-        if !self.idempotent {
+        if self.headers.is_empty() {
             self.headers = parts.headers;
         }
         if let (CallBody::Once(slot), RequestBody::Boxed(body)) = (&self.body, body) {
@@ -566,7 +568,8 @@ async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, p
                 return Err(Failure::of_connect(&error));
             }
             // Another request was faster to the last free place.
-            Ok(None) => {}
+            Ok(None) if Instant::now() < give_up => {}
+            Ok(None) => return Err(Failure::new(Reason::Overloaded, "All connections to the upstream are in use.")),
         }
         match call.limit.run(Some(give_up), endpoint.pool.wait_for_room()).await {
             Ok(true) => {}
@@ -644,11 +647,20 @@ async fn handshake(
     timeout: Duration,
 ) -> Result<Response<Incoming>, Failure> {
     let addresses = endpoint.state.addresses();
-    let mut sender = match call.limit.run(None, endpoint.pool.connect_for_tunnel(call.worker, &addresses, timeout)).await {
-        Err(over) => return Err(over.failure()),
-        Ok(None) => return Err(Failure::new(Reason::Overloaded, "All connections to the upstream are in use.")),
-        Ok(Some(Err(error))) => return Err(Failure::of_connect(&error)),
-        Ok(Some(Ok(sender))) => sender,
+    let give_up = Instant::now() + timeout;
+    let mut sender = loop {
+        match call.limit.run(None, endpoint.pool.connect_for_tunnel(call.worker, &addresses, timeout)).await {
+            Err(over) => return Err(over.failure()),
+            Ok(Some(Err(error))) => return Err(Failure::of_connect(&error)),
+            Ok(Some(Ok(sender))) => break sender,
+            Ok(None) if Instant::now() < give_up => {}
+            Ok(None) => return Err(Failure::new(Reason::Overloaded, "All connections to the upstream are in use.")),
+        }
+        match call.limit.run(Some(give_up), endpoint.pool.wait_for_place()).await {
+            Ok(true) => {}
+            Err(Over::Total(expired)) => return Err(Failure::of_expiry(expired)),
+            Ok(false) | Err(Over::PerTry) => return Err(Failure::new(Reason::Overloaded, "All connections to the upstream are in use.")),
+        }
     };
     let mut headers = call.headers.clone();
     headers.insert(HOST, call.host.clone().unwrap_or_else(|| endpoint.authority.clone()));
