@@ -17,12 +17,27 @@ use crate::gateway::snapshot::Snapshot;
 use crate::http::body::ClientBody;
 use crate::http::clock::{Clock, Phase};
 use crate::http::connection::ConnectionState;
+use crate::http::grpc_web;
 use crate::telemetry::access_log::Entry;
 use crate::upstream::client::UpstreamBody;
 
-/// Why a response body was cut; hyper closes the connection or resets the stream over it.
+/// Why a response body was cut; hyper closes the connection over it, or resets the stream with the code found here.
 #[derive(Debug)]
-pub struct Cut;
+pub struct Cut(Option<h2::Error>);
+
+impl Cut {
+    /// What an upstream's error means to the client: a reset passes on with its code.
+    pub fn by_upstream(error: &hyper::Error) -> Self {
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            if let Some(reason) = error.downcast_ref::<h2::Error>().filter(|error| error.is_reset()).and_then(h2::Error::reason) {
+                return Self(Some(reason.into()));
+            }
+            cause = error.source();
+        }
+        Self(None)
+    }
+}
 
 impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,7 +45,11 @@ impl fmt::Display for Cut {
     }
 }
 
-impl std::error::Error for Cut {}
+impl std::error::Error for Cut {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.as_ref().map(|error| error as _)
+    }
+}
 
 /// A body behind a pointer, for the rare adapters (gRPC, gRPC-Web).
 pub type Adapted = Pin<Box<dyn Body<Data = Bytes, Error = Cut> + Send>>;
@@ -45,6 +64,8 @@ pub enum Source {
     Upstream(UpstreamBody),
     /// An upstream, through an adapter.
     Adapted(Adapted),
+    /// The same for a gRPC-Web client, who gets the trailers in the body.
+    Web(Adapted, grpc_web::Call),
     /// None: the connection becomes a tunnel once the head is out.
     Tunnel(Box<crate::gateway::tunnel::Opening>),
 }
@@ -94,7 +115,7 @@ impl ResponseBody {
             Source::Empty | Source::Tunnel(_) => true,
             Source::Full(bytes) => bytes.is_empty(),
             Source::Upstream(body) => body.is_end_stream(),
-            Source::Adapted(body) => body.is_end_stream(),
+            Source::Adapted(body) | Source::Web(body, _) => body.is_end_stream(),
         }
     }
 }
@@ -109,8 +130,10 @@ impl Body for ResponseBody {
             Source::Empty | Source::Tunnel(_) => None,
             Source::Full(bytes) if bytes.is_empty() => None,
             Source::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
-            Source::Upstream(body) => std::task::ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(|_| Cut)),
-            Source::Adapted(body) => std::task::ready!(body.as_mut().poll_frame(cx)),
+            Source::Upstream(body) => {
+                std::task::ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(|error| Cut::by_upstream(&error)))
+            }
+            Source::Adapted(body) | Source::Web(body, _) => std::task::ready!(body.as_mut().poll_frame(cx)),
         };
         match frame {
             None => {
@@ -123,10 +146,18 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Err(cut)))
             }
             Some(Ok(mut frame)) => {
+                if let (Some(trailers), Some(finish)) = (frame.trailers_mut(), &mut this.finish) {
+                    finish.trailers(trailers);
+                }
+                if let Source::Web(_, call) = &this.source {
+                    frame = call.response_frame(frame);
+                }
                 if let Some(data) = frame.data_ref() {
                     this.bytes += data.len() as u64;
-                } else if let (Some(trailers), Some(finish)) = (frame.trailers_mut(), &mut this.finish) {
-                    finish.trailers(trailers);
+                    if let Some(finish) = this.finish.as_ref().filter(|finish| finish.connection.is_none()) {
+                        // An HTTP/2 stream has no socket of its own that would tell its clock.
+                        finish.clock.moved(data.len());
+                    }
                 }
                 if this.source_ended() {
                     // hyper does not ask again once it knows that this was the last frame.
@@ -148,6 +179,8 @@ impl Body for ResponseBody {
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Upstream(body) => body.size_hint(),
             Source::Adapted(body) => body.size_hint(),
+            // Unknown: trailers add to it.
+            Source::Web(..) => SizeHint::new(),
         }
     }
 }
@@ -244,10 +277,13 @@ impl Finish {
         if let Some(reason) = reason {
             metrics.error(self.worker, reason);
         }
-        if self.grpc
-            && let Some(status) = self.grpc_status
-        {
-            metrics.grpc(self.worker, status);
+        if self.grpc {
+            if !complete && reason == Some(Reason::ClientClosed) {
+                self.grpc_status = Some(Reason::ClientClosed.grpc_status());
+            }
+            if let Some(status) = self.grpc_status {
+                metrics.grpc(self.worker, status);
+            }
         }
         self.snapshot.metrics.request_ended(self.worker);
         if let Some(mut entry) = self.entry.take() {

@@ -477,7 +477,7 @@ async fn complete(
         headers.insert(name.clone(), ex.request_id.clone());
     }
     if cx.state.is_some() {
-        close |= !matches!(answer.source, Source::Upstream(_) | Source::Adapted(_)) && !body_is_dropped(&mut cx).await;
+        close |= !matches!(answer.source, Source::Upstream(_) | Source::Adapted(_) | Source::Web(..)) && !body_is_dropped(&mut cx).await;
         if close {
             headers_close(&mut answer.parts.headers);
         }

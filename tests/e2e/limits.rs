@@ -84,7 +84,10 @@ fn connections_of_one_address_beyond_its_limit_are_closed() {
     eventually("there is room again", || {
         let mut raw = Raw::connect(gateway.address());
         raw.send(get("/"));
-        let (bytes, _) = { raw.half_close(); raw.rest() };
+        let (bytes, _) = {
+            raw.half_close();
+            raw.rest()
+        };
         bytes.starts_with(b"HTTP/1.1 200").then_some(())
     });
 }

@@ -213,7 +213,8 @@ fn a_users_limit_is_the_users_and_address_limits_come_before_auth() {
 #[test]
 fn a_limit_after_auth_still_counts_by_the_credential_it_names() {
     // `user` makes it wait for auth, which takes the key out of the request; the limit counts by what the client sent.
-    let (gateway, upstream) = users("[{ by: ['header:x-tenant', user], rate: 1/h }, { by: ['header:x-api-key', user], rate: 2/h, name: key }]");
+    let (gateway, upstream) =
+        users("[{ by: ['header:x-tenant', user], rate: 1/h }, { by: ['header:x-api-key', user], rate: 2/h, name: key }]");
     let ask = |tenant: &str| gateway.request("GET", "/", &[("X-Api-Key", "foo"), ("X-Tenant", tenant)], "");
     assert_eq!((ask("a").status, ask("b").status), (200, 200));
     let third = ask("c");
@@ -223,9 +224,7 @@ fn a_limit_after_auth_still_counts_by_the_credential_it_names() {
 
 #[test]
 fn retries_and_websockets_count_once_and_preflights_not_at_all() {
-    let upstream = Upstream::serve(|request, conn| {
-        if request.target == "/retry" { conn.answer(503, "", "") } else { conn.ok("hi") }
-    });
+    let upstream = Upstream::serve(|request, conn| if request.target == "/retry" { conn.answer(503, "", "") } else { conn.ok("hi") });
     let yaml = "
         upstreams: { up: { endpoints: [http://@0] } }
         routes:
@@ -254,7 +253,8 @@ fn retries_and_websockets_count_once_and_preflights_not_at_all() {
 
 #[test]
 fn an_upstreams_own_fields_are_replaced() {
-    let upstream = Upstream::serve(|_, conn| conn.answer(200, "ratelimit: \"theirs\";r=1;t=1\r\nratelimit-policy: \"theirs\";q=1\r\n", "hi"));
+    let upstream =
+        Upstream::serve(|_, conn| conn.answer(200, "ratelimit: \"theirs\";r=1;t=1\r\nratelimit-policy: \"theirs\";q=1\r\n", "hi"));
     let gateway = Gateway::to(upstream.address, "rate_limit: [{ by: ip, rate: 9/h }]");
     let answer = gateway.get("/");
     assert_eq!(answer.all("ratelimit"), ["\"ip\";r=8;t=400"]);
