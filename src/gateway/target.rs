@@ -146,7 +146,8 @@ impl Route {
         // Over HTTP/2 an upstream may say of any request that it did not take it, also when part of the body is gone.
         let may_be_refused = self.retry.is_some() && speaks_h2;
         let body = self.call_body(ex, cx, may_repeat || may_be_refused);
-        if cx.seen.content_length() {
+        // Lengths are made anew from the body; `0` on a request without one says so to servers that insist on a length.
+        if cx.seen.content_length() && cx.body.is_some() {
             headers.remove(CONTENT_LENGTH);
         }
         let host = self.host(ex);

@@ -46,6 +46,8 @@ const PING: Duration = Duration::from_secs(30);
 const BACKSTOP: usize = 2;
 /// hyper's own limit on the number of fields.
 const HYPERS_FIELDS: usize = 100;
+/// Up to here a head that is too large is answered by us, with a body that says why.
+const LEAST_HEAD: usize = 64 << 10;
 /// hyper takes no smaller limit.
 const LEAST_BUFFER: usize = 16 << 10;
 /// How long an HTTP/2 connection may take to end after GOAWAY when it was idle.
@@ -62,11 +64,7 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     listener.metrics.connection_opened(worker);
     let mut held = Held { open, per_ip: None, listener: Arc::clone(&listener), worker };
     let snapshot = state.snapshot.load_full();
-    let handshake = establish(tcp, peer, &listener, &snapshot);
-    let established = match snapshot.handshake {
-        Some(limit) => tokio::time::timeout(limit, handshake).await.unwrap_or(Err(ConnectionError::Tls)),
-        None => handshake.await,
-    };
+    let established = establish(tcp, peer, &listener, &snapshot).await;
     let established = match established {
         Ok(established) => established,
         Err(kind) => return listener.metrics.connection_error(worker, kind),
@@ -121,25 +119,39 @@ async fn establish(
     snapshot: &Snapshot,
 ) -> Result<Established, ConnectionError> {
     let spec = listener.spec.load_full();
+    let deadline = snapshot.handshake.map(|limit| Instant::now() + limit);
     let mut connection = Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: None };
     if spec.proxy_protocol && snapshot.trusted.contains(crate::http::client_addr::unmap(peer.ip())) {
-        match proxy_protocol::read(&mut tcp).await {
-            Ok(Some(source)) => connection.peer = source,
-            Ok(None) => {}
-            Err(_) => return Err(ConnectionError::Proxy),
+        match within(deadline, proxy_protocol::read(&mut tcp)).await {
+            Some(Ok(Some(source))) => connection.peer = source,
+            Some(Ok(None)) => {}
+            Some(Err(_)) | None => return Err(ConnectionError::Proxy),
         }
     }
     let Some(tls) = &spec.tls else { return Ok(Established { transport: Transport::Plain(tcp), connection, h2: None }) };
-    let stream = TlsAcceptor::from(Arc::clone(tls.config())).accept(tcp).await.map_err(|error| {
-        tracing::debug!(%peer, %error, "TLS handshake failed");
-        ConnectionError::Tls
-    })?;
+    let accepted = within(deadline, TlsAcceptor::from(Arc::clone(tls.config())).accept(tcp)).await;
+    let stream = match accepted {
+        Some(Ok(stream)) => stream,
+        Some(Err(error)) => {
+            tracing::debug!(%peer, %error, "TLS handshake failed");
+            return Err(ConnectionError::Tls);
+        }
+        None => return Err(ConnectionError::Tls),
+    };
     let session = stream.get_ref().1;
     connection.tls = true;
     connection.tls_version = tls_version_word(session);
     connection.client_cert = client_certificate(session).map(Arc::new);
     let h2 = negotiated(session) == Alpn::H2;
     Ok(Established { transport: Transport::Tls(Box::new(stream)), connection, h2: Some(h2) })
+}
+
+/// `None` when the deadline comes first.
+async fn within<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Output> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), future).await.ok(),
+        None => Some(future.await),
+    }
 }
 
 /// What the requests of a connection have in common.
@@ -229,7 +241,7 @@ impl Session {
     fn limits(&self) -> (Option<usize>, usize) {
         let snapshot = self.state.snapshot.load();
         let max_headers = (snapshot.max_headers != HYPERS_FIELDS).then_some(snapshot.max_headers.saturating_mul(BACKSTOP).min(4096));
-        (max_headers, snapshot.max_header_size.saturating_mul(BACKSTOP).max(8192))
+        (max_headers, snapshot.max_header_size.saturating_mul(BACKSTOP).max(LEAST_HEAD))
     }
 
     async fn run_h2(&self, transport: Transport, prefix: Vec<u8>, timeouts: ConnectionTimeouts) {
