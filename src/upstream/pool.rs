@@ -311,11 +311,15 @@ impl EndpointPool {
     /// can share it should do that instead.
     fn reserve(self: &Arc<Self>, worker: usize, h2: bool) -> Option<OpenConnection> {
         let taken = |open: usize| (open < self.max_connections).then_some(open + 1);
-        if self.open.try_update(Relaxed, Relaxed, taken).is_err() {
-            // Its count is given back when its task has seen that the sender is gone; it is replaced, not added to.
+        while self.open.try_update(Relaxed, Relaxed, taken).is_err() {
+            // The place of an HTTP/1.1 connection is free once it is dropped, and whoever is first takes it: only so are there never too
+            // many. One of HTTP/2 ends a moment later, when its task has seen that nobody holds it.
             let other = (0..self.shards.len()).find_map(|worker| self.shard(worker).give_up(h2))?;
+            if matches!(other, Sender::H2(_)) {
+                self.open.fetch_add(1, Relaxed);
+                break;
+            }
             drop(other);
-            self.open.fetch_add(1, Relaxed);
         }
         self.metrics.connection_opened(worker);
         // The peer's settings say how many.

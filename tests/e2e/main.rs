@@ -5,23 +5,33 @@
 
 mod support;
 
+mod aggregate;
 mod auth;
+mod balancing;
 mod body_limit;
+mod breaker;
 mod browser;
 mod chain;
 mod config_reference;
 mod cors;
+mod discovery;
 mod docs;
+mod faults;
 mod forwarded;
 mod framing;
 mod header_rules;
+mod health;
 mod ip_rules;
 mod limits;
+mod mirror;
 mod normalisation;
+mod pools;
 mod proxying;
 mod rate_limit;
+mod retries;
 mod rewrite;
 mod routing;
+mod split;
 mod streaming;
 mod tidy;
 mod timeouts;
