@@ -132,7 +132,9 @@ def version(name, path):
     line = lines[0] if lines else "unknown version"
     if name == "envoy" and (found := re.search(r"/([0-9]+\.[0-9]+\.[0-9]+[^/]*)/", line)):
         return f"envoy {found[1]}"
-    return re.split(r" - https?:| \[| Copyright|  \(Library", line)[0].replace("nginx version: ", "").replace(" (Library", "").strip()
+    line = line.removeprefix("nginx version: ").replace("HAProxy version", "haproxy")
+    # What follows is build options, addresses and dates.
+    return re.split(r" \(Library| \[| Copyright| https?:|(?<=[0-9]) [0-9]{4}/", line)[0].strip()
 
 
 def machine():
