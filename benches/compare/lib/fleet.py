@@ -29,7 +29,7 @@ class Proxy:
         return cpu_seconds(self.process.pid)
 
     def memory(self):
-        """(RSS, PSS) in KiB."""
+        """Resident memory in KiB."""
         return memory_kib(self.process.pid)
 
 
@@ -100,7 +100,7 @@ class Fleet:
         raise CompareError(f"there is no proxy named {name}")
 
     def startup_memory(self, name):
-        """(RSS, PSS) in KiB of a proxy that has just started and answered a handful of requests."""
+        """Resident memory in KiB of a proxy that has just started and answered a handful of requests."""
         with self.fresh(name) as proxy:
             time.sleep(SETTLE_SECONDS)
             return proxy.memory()
@@ -110,7 +110,7 @@ class Fleet:
         request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
         with self.fresh(name) as proxy, contextlib.ExitStack() as held:
             time.sleep(SETTLE_SECONDS)
-            before = proxy.memory()[0]
+            before = proxy.memory()
             for _ in range(connections):
                 connection = held.enter_context(socket.create_connection(("127.0.0.1", proxy.target.ports["http"]), timeout=10))
                 connection.sendall(request)
@@ -121,7 +121,7 @@ class Fleet:
                         raise CompareError("a connection was closed")
                     answer += part
             time.sleep(SETTLE_SECONDS)
-            return (proxy.memory()[0] - before) / connections
+            return (proxy.memory() - before) / connections
 
     @contextlib.contextmanager
     def fresh(self, name):
