@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import socket
 import time
 
@@ -108,6 +109,7 @@ class Fleet:
     def idle_memory(self, name, connections):
         """KiB of resident memory for each idle keep-alive connection, after one request on each."""
         request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        closed = select.poll()
         with self.fresh(name) as proxy, contextlib.ExitStack() as held:
             time.sleep(SETTLE_SECONDS)
             before = proxy.memory()
@@ -120,8 +122,12 @@ class Fleet:
                     if not part:
                         raise CompareError("a connection was closed")
                     answer += part
+                closed.register(connection, select.POLLIN | select.POLLRDHUP)
             time.sleep(SETTLE_SECONDS)
-            return (proxy.memory() - before) / connections
+            after = proxy.memory()
+            if gone := len(closed.poll(0)):
+                raise CompareError(f"{gone} of {connections} idle connections were closed")
+            return (after - before) / connections
 
     @contextlib.contextmanager
     def fresh(self, name):
