@@ -56,6 +56,7 @@ class Bench:
         before = proxy.cpu()
         seen = load(proxy.target, self._seconds)
         used = proxy.cpu() - before
+        proxy.forget_log()
         return Result(used / seen.requests * 1e6, seen.requests / seen.seconds, seen.p50, seen.p99, proxy.memory() / 1024)
 
     def latency_at(self, name, part):
