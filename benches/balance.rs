@@ -7,8 +7,10 @@ use std::time::Instant;
 
 use tollgate::config::Problems;
 use tollgate::config::upstream::{self as config, Balance, Endpoint};
+use tollgate::telemetry::metrics::Metrics;
+use tollgate::upstream::connect::Destination;
 use tollgate::upstream::pool::EndpointPool;
-use tollgate::upstream::{PickArgs, Unobserved, Upstream, UpstreamState};
+use tollgate::upstream::{EndpointSpec, PickArgs, Unobserved, Upstream, UpstreamState};
 
 const PICKS: u32 = 200_000;
 
@@ -37,7 +39,12 @@ fn measure(balance: &Balance, endpoints: usize, weights: usize) -> f64 {
     let config = config::Upstream { endpoints: written.collect(), balance: balance.clone(), ..config::Upstream::default() };
     let state = UpstreamState::new("bench", Arc::new(Unobserved));
     let mut problems = Problems::default();
-    let upstream = Upstream::compile("bench", &config, state, Arc::new(|_| Arc::new(EndpointPool)), &mut problems);
+    let metrics = Metrics::new(1, "", "");
+    let make_pool = Arc::new(move |spec: &EndpointSpec| {
+        let destination = Destination::new(spec, None, config::Protocol::Auto);
+        Arc::new(EndpointPool::new(1, destination, &config::Pool::default(), metrics.endpoint("u", &spec.id)))
+    });
+    let upstream = Upstream::compile("bench", &config, state, make_pool, &mut problems);
     let Some(upstream) = upstream else {
         println!("{problems:?}");
         return f64::NAN;

@@ -152,11 +152,14 @@ async fn serve(backend: Arc<Backend>, stream: TcpStream) {
 
 /// What `tollgate demo` prints: commands to try, each against the routes of [`GATEWAY_YAML`].
 pub fn things_to_try() -> String {
-    let mut text = String::from("Tollgate is running on http://127.0.0.1:8080, with three small backends behind it. In another terminal, try:\n");
+    let mut text =
+        String::from("Tollgate is running on http://127.0.0.1:8080, with three small backends behind it. In another terminal, try:\n");
     for (command, comment) in TRY {
         text.push_str(&format!("\n  {command}\n      {comment}\n"));
     }
-    text.push_str("\nEdit gateway.yaml while it runs: every change applies at once, and a mistake changes nothing but is explained here.\n");
+    text.push_str(
+        "\nEdit gateway.yaml while it runs: every change applies at once, and a mistake changes nothing but is explained here.\n",
+    );
     text
 }
 
@@ -169,7 +172,10 @@ const TRY: [(&str, &str); 10] = [
     ("curl http://127.0.0.1:8080/play/flaky", "the backend fails every second request; a retry hides it"),
     ("curl -i 'http://127.0.0.1:8080/play/slow?ms=5000'", "504 after the route's timeout of 2s"),
     ("curl -N http://127.0.0.1:8080/play/events", "server-sent events, never buffered"),
-    ("curl -X POST http://127.0.0.1:9081/break; curl http://127.0.0.1:9901/upstreams", "a backend breaks for 15 s: watch it leave and come back"),
+    (
+        "curl -X POST http://127.0.0.1:9081/break; curl http://127.0.0.1:9901/upstreams",
+        "a backend breaks for 15 s: watch it leave and come back",
+    ),
     ("curl http://127.0.0.1:9901/metrics", "what Prometheus reads"),
     ("wrk -c 64 -d 5 http://127.0.0.1:8080/bench", "how fast it is"),
 ];

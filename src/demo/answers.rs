@@ -137,7 +137,7 @@ async fn orders(backend: &Backend, mut request: Request<Incoming>) -> Response<R
             tokio::time::sleep(Duration::from_millis(pause)).await;
             json_reply(StatusCode::OK, &json!({ "slept_ms": pause }))
         }
-        "/flaky" if backend.count() % 2 == 0 => {
+        "/flaky" if backend.count().is_multiple_of(2) => {
             json_reply(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": "every second request fails" }))
         }
         "/flaky" => json_reply(StatusCode::OK, &json!({ "ok": true })),

@@ -202,7 +202,7 @@ impl Finish {
     }
 
     /// A tunnel has ended: its log line, and a request without a duration.
-    pub fn tunnel_ended(mut self: Box<Self>, from_client: u64, from_upstream: u64, reason: Option<Reason>) {
+    pub fn tunnel_ended(mut self, from_client: u64, from_upstream: u64, reason: Option<Reason>) {
         let metrics = self.route.as_ref().map_or(&self.snapshot.no_route, |route| &route.metrics);
         metrics.request(self.worker, &self.method, self.status, None);
         if let Some(reason) = reason {
@@ -220,7 +220,7 @@ impl Finish {
         }
     }
 
-    fn run(mut self: Box<Self>, bytes: u64, complete: bool, cut: Option<Reason>) {
+    fn run(mut self, bytes: u64, complete: bool, cut: Option<Reason>) {
         let now = Instant::now();
         let mut reason = self.reason;
         if !complete {

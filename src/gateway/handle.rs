@@ -94,12 +94,19 @@ pub struct Answer {
     pub parts: response::Parts,
     /// Its body.
     pub source: Source,
+    /// Whether it answers a CORS preflight, which has its CORS fields already.
+    pub preflight: bool,
 }
 
 impl Answer {
+    /// An answer.
+    pub fn new(parts: response::Parts, source: Source) -> Self {
+        Self { parts, source, preflight: false }
+    }
+
     /// An answer from memory.
     pub fn full((parts, bytes): (response::Parts, Bytes)) -> Self {
-        Self { parts, source: if bytes.is_empty() { Source::Empty } else { Source::Full(bytes) } }
+        Self::new(parts, if bytes.is_empty() { Source::Empty } else { Source::Full(bytes) })
     }
 
     /// The answer to a preflight.
@@ -107,7 +114,7 @@ impl Answer {
         let (mut parts, ()) = Response::new(()).into_parts();
         parts.status = StatusCode::NO_CONTENT;
         parts.headers = fields;
-        Self { parts, source: Source::Empty }
+        Self { parts, source: Source::Empty, preflight: true }
     }
 }
 
@@ -276,10 +283,11 @@ async fn route(ex: &mut Exchange, cx: &mut Context<'_>, mut head: request::Parts
         let (mut parts, ()) = Response::new(()).into_parts();
         parts.status = StatusCode::NO_CONTENT;
         parts.headers.insert(ALLOW, ALL_METHODS);
-        return (Ok(Answer { parts, source: Source::Empty }), Scope::Bare);
+        return (Ok(Answer::new(parts, Source::Empty)), Scope::Bare);
     }
     let preflight = preflight_method(&ex.method, &head.headers).and_then(|asked| Method::from_bytes(asked.as_bytes()).ok());
-    cx.origin = head.headers.get(ORIGIN).cloned();
+    // Sent twice it is nobody's.
+    cx.origin = head.headers.get(ORIGIN).filter(|_| head.headers.get_all(ORIGIN).iter().nth(1).is_none()).cloned();
     // An extended CONNECT for a WebSocket is routed as the GET it stands for.
     let method = if cx.websocket.is_some() { Method::GET } else { ex.method.clone() };
     let found = find(ex, cx, &head.headers, &method, preflight.as_ref());
@@ -439,7 +447,7 @@ async fn complete(
     match &scope {
         Scope::Bare => {}
         Scope::Fallback => cx.snapshot.fallback.finish_response(&ex, origin, headers),
-        Scope::Route(route) => route.finish_response(&ex, origin, headers),
+        Scope::Route(route) => route.finish_response(&ex, origin, headers, answer.preflight),
     }
     if let Some(fields) = &ex.rate_fields {
         headers.insert("ratelimit-policy", fields.policy.clone());
@@ -467,9 +475,8 @@ async fn complete(
         finish.grpc_status = grpc::status_in(&answer.parts.headers).and_then(|status| u8::try_from(status).ok());
     }
     if let Some(route) = &finish.route {
-        match reason {
-            Some(Reason::RateLimited) => route.metrics.rate_limited(ex.worker),
-            Some(_) | None => {}
+        if reason == Some(Reason::RateLimited) {
+            route.metrics.rate_limited(ex.worker);
         }
         if let Some(error) = ex.auth_error {
             route.metrics.auth_failure(ex.worker, error);
@@ -490,10 +497,10 @@ fn headers_close(headers: &mut HeaderMap) {
 /// The answer for a refusal, in the form the client understands.
 fn refused(ex: &Exchange, cx: &Context<'_>, refusal: &Refusal, is_head: bool) -> Answer {
     if let Some(call) = cx.grpc_web {
-        return Answer { parts: call.refusal(refusal).into_parts().0, source: Source::Empty };
+        return Answer::new(call.refusal(refusal).into_parts().0, Source::Empty);
     }
     if cx.grpc {
-        return Answer { parts: grpc::refusal(refusal).into_parts().0, source: Source::Empty };
+        return Answer::new(grpc::refusal(refusal).into_parts().0, Source::Empty);
     }
     Answer::full(problem::response(refusal, &ex.request_id, is_head))
 }

@@ -12,4 +12,4 @@ pub mod tunnel;
 
 pub use handle::{Inbound, handle};
 pub use shared::Shared;
-pub use snapshot::{Snapshot, compile};
+pub use snapshot::{Snapshot, compile, compile_and};

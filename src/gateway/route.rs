@@ -146,11 +146,11 @@ impl Route {
     }
 
     /// The fields that the route puts on every response, the gateway's own included.
-    pub fn finish_response(&self, ex: &Exchange, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
+    pub fn finish_response(&self, ex: &Exchange, origin: Option<&HeaderValue>, headers: &mut HeaderMap, preflight: bool) {
         if !self.headers.is_empty() {
             self.headers.response(ex, headers, ex.scheme == crate::http::Scheme::Https);
         }
-        if let Some(cors) = &self.cors {
+        if let Some(cors) = self.cors.as_ref().filter(|_| !preflight) {
             cors.apply(origin, headers);
         }
     }

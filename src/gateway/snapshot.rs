@@ -171,22 +171,38 @@ fn span(setting: &Setting<units::Duration>) -> Option<Duration> {
 ///
 /// # Errors
 /// All problems with their places, if one of them is an error.
-pub fn compile(shared: &Arc<Shared>, mut loaded: Loaded, previous: Option<&Snapshot>, generation: u64) -> Result<Snapshot, Vec<Report>> {
+pub fn compile(shared: &Arc<Shared>, loaded: Loaded, previous: Option<&Snapshot>, generation: u64) -> Result<Snapshot, Vec<Report>> {
+    compile_and(shared, loaded, previous, generation, |_, _| ()).map(|(snapshot, ())| snapshot)
+}
+
+/// Like [`compile`], with one more step that can find problems: binding sockets.
+///
+/// # Errors
+/// All problems with their places, if one of them is an error.
+pub fn compile_and<T>(
+    shared: &Arc<Shared>,
+    mut loaded: Loaded,
+    previous: Option<&Snapshot>,
+    generation: u64,
+    last: impl FnOnce(&Snapshot, &mut Problems) -> T,
+) -> Result<(Snapshot, T), Vec<Report>> {
     let mut problems = std::mem::take(&mut loaded.problems);
-    // What cannot be read as a configuration would only bring forth misleading problems further on.
-    let readable = !problems.has_errors();
-    let snapshot = {
+    let compiled = {
         let base = |at: &At, path: &str| loaded.resolve_path(at, path);
         Compiler { shared, loaded: &loaded, base: &base, problems: &mut problems, previous }.compile(generation)
     };
-    let _ = readable;
+    let compiled = compiled.filter(|_| !problems.has_errors()).map(|snapshot| {
+        let more = last(&snapshot, &mut problems);
+        (snapshot, more)
+    });
     loaded.problems = problems;
-    if loaded.problems.has_errors() {
-        return Err(loaded.reports());
+    match compiled {
+        Some((mut snapshot, more)) if !loaded.problems.has_errors() => {
+            snapshot.source.warnings = loaded.reports();
+            Ok((snapshot, more))
+        }
+        Some(_) | None => Err(loaded.reports()),
     }
-    let mut snapshot = snapshot.ok_or_else(|| loaded.reports())?;
-    snapshot.source.warnings = loaded.reports();
-    Ok(snapshot)
 }
 
 struct Compiler<'a> {

@@ -280,10 +280,10 @@ pub(super) fn answer_of(response: Response<UpstreamBody>, cx: &Context<'_>, dead
     let (mut parts, body) = response.into_parts();
     clean_head(&mut parts, cx);
     if !cx.grpc && cx.grpc_web.is_none() {
-        return Answer { parts, source: Source::Upstream(body) };
+        return Answer::new(parts, Source::Upstream(body));
     }
     let source = grpc_source(&mut parts, body, cx.grpc_web, deadline);
-    Answer { parts, source }
+    Answer::new(parts, source)
 }
 
 /// Framing and hop-by-hop fields are this hop's to make.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use http::Response;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 
@@ -64,7 +63,7 @@ pub(super) async fn open(
         Opened::Response(response) => Ok(answer_of(response, cx, None)),
         Opened::Tunnel(mut response, attempt) => {
             let upstream = hyper::upgrade::on(&mut response);
-            let (mut parts, _) = Response::from(response).into_parts();
+            let (mut parts, _) = response.into_parts();
             parts.extensions.clear();
             crate::http::headers::remove_hop_by_hop(&mut parts.headers);
             parts.version = http::Version::HTTP_11;
@@ -77,7 +76,7 @@ pub(super) async fn open(
                 cut: cx.cut.clone(),
                 hold: cx.state.as_ref().and_then(|state| state.hold.get().cloned()),
             };
-            Ok(Answer { parts, source: Source::Tunnel(Box::new(opening)) })
+            Ok(Answer::new(parts, Source::Tunnel(Box::new(opening))))
         }
     }
 }

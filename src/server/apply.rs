@@ -10,14 +10,14 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
 use crate::admin;
-use crate::config::At;
 use crate::config::load::{self, Loaded, Source};
 use crate::config::problem::Report;
 use crate::config::watch::Watcher;
+use crate::config::{At, Problems};
 use crate::gateway::snapshot::ListenerSpec;
 use crate::gateway::status::ReloadOutcome;
 use crate::gateway::target::UpstreamHandle;
-use crate::gateway::{Snapshot, compile};
+use crate::gateway::{Snapshot, compile_and};
 use crate::health::probe::TlsConnect;
 use crate::middleware::auth;
 use crate::server::Options;
@@ -207,26 +207,23 @@ impl Core {
 
     fn reload_inner(self: &Arc<Self>, path: &Path, begun: Instant) -> ReloadOutcome {
         let current = self.snapshot();
-        let mut loaded = load_source(&lock(&self.source).clone(), &self.options);
+        let loaded = load_source(&lock(&self.source).clone(), &self.options);
         let watched = contents(&current.source.watch);
         if loaded.hash == current.source.hash && watched == lock(&self.applied).contents && !loaded.problems.has_errors() {
             events::config_unchanged(path);
             return ReloadOutcome::Unchanged;
         }
         let generation = current.generation + 1;
-        // Bind errors need the loaded files for their places, so what compiling needs of them is cloned.
-        let files = loaded.files.clone();
-        let compiled = compile(
-            &self.state.shared,
-            std::mem::replace(&mut loaded, load::load(&Source::Text { yaml: String::new(), dir: PathBuf::new() })),
-            Some(&current),
-            generation,
-        );
-        let outcome = compiled.and_then(|snapshot| {
-            let sockets = bind_new(&snapshot, &lock(&self.applied), &mut Vec::new())
-                .map_err(|problems| problems.into_iter().map(|problem| placed(problem, &files)).collect::<Vec<_>>())?;
-            Ok((snapshot, sockets))
-        });
+        let bind = |snapshot: &Snapshot, problems: &mut Problems| match bind_new(snapshot, &lock(&self.applied), &mut Vec::new()) {
+            Ok(sockets) => sockets,
+            Err(found) => {
+                for (at, message, help) in found {
+                    problems.error(at, message).help(help);
+                }
+                Sockets::default()
+            }
+        };
+        let outcome = compile_and(&self.state.shared, loaded, Some(&current), generation, bind);
         match outcome {
             Err(reports) => {
                 let errors: Vec<Report> = reports.into_iter().filter(|report| !report.warning).collect();
@@ -234,7 +231,7 @@ impl Core {
                 ReloadOutcome::Failed { errors }
             }
             Ok((snapshot, sockets)) => {
-                self.commit(snapshot, sockets);
+                self.commit(Arc::new(snapshot), sockets);
                 let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
                 events::config_loaded(path, generation, self.snapshot().routes.len(), duration_ms);
                 ReloadOutcome::Ok { generation, duration_ms }
@@ -243,8 +240,7 @@ impl Core {
     }
 
     /// Makes `snapshot` the one that serves. Nothing in here can fail.
-    pub(super) fn commit(self: &Arc<Self>, snapshot: Snapshot, sockets: Sockets) {
-        let snapshot = Arc::new(snapshot);
+    pub(super) fn commit(self: &Arc<Self>, snapshot: Arc<Snapshot>, sockets: Sockets) {
         for warning in &snapshot.source.warnings {
             events::config_problem(warning);
         }
@@ -372,12 +368,6 @@ pub(super) fn load_source(source: &Source, options: &Options) -> Loaded {
         overrides(&mut loaded.config);
     }
     loaded
-}
-
-/// A problem that was found after the configuration's places were gone: the file is known, the line is looked for again.
-fn placed((at, message, help): (At, String, String), files: &[load::SourceFile]) -> Report {
-    let file = files.get(at.file).map_or_else(|| "gateway.yaml".to_owned(), |file| file.name.clone());
-    Report { file, line: 1, column: 1, message, help: Some(help), source_line: None, warning: false }
 }
 
 pub(super) fn notify(state: sd_notify::State) {

@@ -10,13 +10,6 @@ pub mod worker;
 
 mod apply;
 mod control;
-use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-use arc_swap::ArcSwap;
-use tokio::sync::{Notify, mpsc};
 use crate::config::Config;
 use crate::config::load::Source;
 use crate::config::problem::Report;
@@ -30,6 +23,13 @@ use crate::server::per_ip::PerIp;
 use crate::server::worker::{State, Worker};
 use crate::telemetry::metrics::Reload;
 use crate::telemetry::{events, sd_notify};
+use arc_swap::ArcSwap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, mpsc};
 /// How often a drain looks whether it is done.
 const LOOK: Duration = Duration::from_millis(10);
 /// How long tunnels have to say goodbye when a drain cuts them.
@@ -137,10 +137,9 @@ impl Server {
         events::init(snapshot.config.log.level, snapshot.config.log.format);
         events::starting(env!("CARGO_PKG_VERSION"), crate::COMMIT, count);
         let (files, routes) = (snapshot.source.files.clone(), snapshot.routes.len());
-        let empty = compile(&shared, crate::config::load::load(&Source::Text { yaml: String::new(), dir: ".".into() }), None, 0)
-            .map_err(StartError::Config)?;
+        let snapshot = Arc::new(snapshot);
         let state = Arc::new(State {
-            snapshot: ArcSwap::from_pointee(empty),
+            snapshot: ArcSwap::new(Arc::clone(&snapshot)),
             shared,
             connections: AtomicUsize::new(0),
             closed: Notify::new(),

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::connect::Destination;
 use super::pool::EndpointPool;
 use super::{Attempt, FailKind, MakePool, Observer, PickArgs, PickError, Unobserved, Upstream, UpstreamState};
 use crate::config::upstream::{self as config, Balance, Endpoint, Health, Outlier};
@@ -14,7 +15,11 @@ use crate::units::{Percent, Setting};
 const MS: Duration = Duration::from_millis(1);
 
 fn make_pool() -> MakePool {
-    Arc::new(|_| Arc::new(EndpointPool))
+    let metrics = crate::telemetry::metrics::Metrics::new(1, "", "");
+    Arc::new(move |spec| {
+        let destination = Destination::new(spec, None, config::Protocol::Auto);
+        Arc::new(EndpointPool::new(1, destination, &config::Pool::default(), metrics.endpoint("u", &spec.id)))
+    })
 }
 
 fn written(endpoints: &[(&str, u32)]) -> config::Upstream {
