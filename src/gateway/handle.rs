@@ -84,10 +84,24 @@ pub struct Context<'a> {
     pub expects_continue: bool,
     /// `Origin` of the request, for CORS.
     pub origin: Option<HeaderValue>,
+    /// Which CORS fields the answer gets.
+    pub cors: CorsFields,
     /// Accounts for the request.
     pub pending: Pending,
     /// Ends tunnels when the drain is over.
     pub cut: Arc<tokio::sync::watch::Receiver<bool>>,
+}
+
+/// Which CORS fields an answer of a route with `cors` gets.
+#[derive(Debug, Default)]
+pub enum CorsFields {
+    /// Those for its `Origin`.
+    #[default]
+    Ordinary,
+    /// These: it answers a preflight.
+    Preflight(HeaderMap),
+    /// None: a denied address learns nothing about the route.
+    Withheld,
 }
 
 /// An answer before the fields that every response gets.
@@ -96,14 +110,12 @@ pub struct Answer {
     pub parts: response::Parts,
     /// Its body.
     pub source: Source,
-    /// Whether it answers a CORS preflight, which has its CORS fields already.
-    pub preflight: bool,
 }
 
 impl Answer {
     /// An answer.
     pub fn new(parts: response::Parts, source: Source) -> Self {
-        Self { parts, source, preflight: false }
+        Self { parts, source }
     }
 
     /// An answer from memory.
@@ -111,12 +123,11 @@ impl Answer {
         Self::new(parts, if bytes.is_empty() { Source::Empty } else { Source::Full(bytes) })
     }
 
-    /// The answer to a preflight.
-    pub fn preflight(fields: HeaderMap) -> Self {
+    /// A 204.
+    pub fn no_content() -> Self {
         let (mut parts, ()) = Response::new(()).into_parts();
         parts.status = StatusCode::NO_CONTENT;
-        parts.headers = fields;
-        Self { parts, source: Source::Empty, preflight: true }
+        Self::new(parts, Source::Empty)
     }
 }
 
@@ -182,6 +193,7 @@ async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<Respon
         te_trailers: false,
         expects_continue: false,
         origin: None,
+        cors: CorsFields::default(),
         pending,
         cut: inbound.cut,
     };
@@ -262,6 +274,7 @@ fn finish(inbound: &Inbound, ex: &Exchange, head: &request::Parts) -> Finish {
         snapshot: Arc::clone(&inbound.snapshot),
         route: None,
         started: ex.started,
+        version: ex.version,
         method: ex.method.clone(),
         status: 0,
         reason: None,
@@ -284,10 +297,9 @@ async fn route(ex: &mut Exchange, cx: &mut Context<'_>, mut head: request::Parts
         return (Err(refusal), Scope::Bare);
     }
     if ex.method == Method::OPTIONS && head.uri.path() == "*" {
-        let (mut parts, ()) = Response::new(()).into_parts();
-        parts.status = StatusCode::NO_CONTENT;
-        parts.headers.insert(ALLOW, ALL_METHODS);
-        return (Ok(Answer::new(parts, Source::Empty)), Scope::Bare);
+        let mut answer = Answer::no_content();
+        answer.parts.headers.insert(ALLOW, ALL_METHODS);
+        return (Ok(answer), Scope::Bare);
     }
     let preflight = preflight_method(&ex.method, &head.headers).and_then(|asked| Method::from_bytes(asked.as_bytes()).ok());
     // Sent twice it is nobody's.
@@ -396,7 +408,7 @@ fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts) -> 
         ex.target = target;
     }
     check_grpc(ex, cx, head)?;
-    if hop.te_trailers && cx.grpc {
+    if hop.te_trailers {
         head.headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
     }
     Ok(())
@@ -452,13 +464,12 @@ async fn complete(
             refused(&ex, &cx, &refusal, is_head)
         }
     };
-    let headers = &mut answer.parts.headers;
-    let origin = cx.origin.as_ref();
     match &scope {
         Scope::Bare => {}
-        Scope::Fallback => cx.snapshot.fallback.finish_response(&ex, origin, headers),
-        Scope::Route(route) => route.finish_response(&ex, origin, headers, answer.preflight),
+        Scope::Fallback => cx.snapshot.fallback.finish_response(&ex, cx.origin.as_ref(), &mut answer.parts.headers),
+        Scope::Route(route) => route.finish_response(&ex, &mut cx, &mut answer.parts),
     }
+    let headers = &mut answer.parts.headers;
     if let Some(fields) = &ex.rate_fields {
         headers.insert("ratelimit-policy", fields.policy.clone());
         headers.insert("ratelimit", fields.limit.clone());
@@ -467,7 +478,7 @@ async fn complete(
         headers.insert(name.clone(), ex.request_id.clone());
     }
     if cx.state.is_some() {
-        close |= !matches!(answer.source, Source::Upstream(_) | Source::Adapted(_)) && !body_is_dropped(&mut cx).await;
+        close |= !matches!(answer.source, Source::Upstream(_) | Source::Adapted(_) | Source::Web(..)) && !body_is_dropped(&mut cx).await;
         if close {
             headers_close(&mut answer.parts.headers);
         }

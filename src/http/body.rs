@@ -345,6 +345,8 @@ impl Attempt {
 impl State {
     fn data(&mut self, data: Bytes, clock: &Clock, next: &mut usize) -> Option<Result<Frame<Bytes>, BodyFailure>> {
         self.read += data.len() as u64;
+        // An HTTP/2 stream has no socket of its own that would tell its clock.
+        clock.moved(data.len());
         clock.body_bytes(data.len());
         if self.read > self.limit {
             return Some(Err(*self.failure.insert(BodyFailure::TooLarge)));

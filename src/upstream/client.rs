@@ -712,11 +712,16 @@ async fn handshake(
     timeout: Duration,
 ) -> Result<Response<Incoming>, Failure> {
     let addresses = endpoint.state.addresses();
-    let mut sender = match call.limit.run(None, endpoint.pool.connect_for_tunnel(call.worker, &addresses, timeout)).await {
-        Err(over) => return Err(over.failure()),
-        Ok(None) => return Err(NO_ROOM),
-        Ok(Some(Err(error))) => return Err(Failure::of_connect(&error)),
-        Ok(Some(Ok(sender))) => sender,
+    let give_up = Instant::now() + timeout;
+    let mut sender = loop {
+        match call.limit.run(None, endpoint.pool.connect_for_tunnel(call.worker, &addresses, timeout)).await {
+            Err(over) => return Err(over.failure()),
+            Ok(Some(Err(error))) => return Err(Failure::of_connect(&error)),
+            Ok(Some(Ok(sender))) => break sender,
+            Ok(None) if Instant::now() < give_up => {}
+            Ok(None) => return Err(NO_ROOM),
+        }
+        wait_for(endpoint.pool.wait_for_place(), call, give_up).await?;
     };
     let mut headers = call.headers.clone();
     headers.insert(HOST, call.host.clone().unwrap_or_else(|| endpoint.authority.clone()));

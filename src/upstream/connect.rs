@@ -5,14 +5,15 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
@@ -27,6 +28,8 @@ use crate::upstream::pool::OpenConnection;
 const MAX_HEAD: usize = 64 << 10;
 /// Wait before the next address is tried beside the ones under way (RFC 8305, 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Most fields in a response head.
+const MAX_FIELDS: usize = 256;
 /// Most interim (1xx) responses before the final one.
 const MAX_INTERIM: u32 = 16;
 /// HTTP/2 windows towards upstreams: small, so that a slow client cannot park megabytes in the gateway.
@@ -60,6 +63,18 @@ impl fmt::Display for ConnectError {
 }
 
 impl std::error::Error for ConnectError {}
+
+impl ConnectError {
+    /// The same error for another request that waited for the same connection.
+    pub fn again(&self) -> Self {
+        match self {
+            Self::Io(error) => Self::Io(io::Error::new(error.kind(), error.to_string())),
+            Self::Tls(error) => Self::Tls(io::Error::new(error.kind(), error.to_string())),
+            Self::Protocol(what) => Self::Protocol(what),
+            Self::Timeout => Self::Timeout,
+        }
+    }
+}
 
 /// A connection that takes requests.
 #[derive(Debug)]
@@ -271,6 +286,15 @@ impl Destination {
         Self { address: spec.address.clone(), tls_name: Arc::clone(&spec.tls_name), tls: tls.filter(|_| spec.tls), protocol }
     }
 
+    /// Whether connections speak HTTP/2; `None` where TLS will tell.
+    pub fn speaks_h2(&self) -> Option<bool> {
+        match (self.protocol, &self.tls) {
+            (Protocol::H2, _) => Some(true),
+            (Protocol::Http1, _) | (Protocol::Auto, None) => Some(false),
+            (Protocol::Auto, Some(_)) => None,
+        }
+    }
+
     /// Opens a byte stream.
     ///
     /// # Errors
@@ -332,10 +356,11 @@ impl Destination {
     }
 }
 
+/// hyper's own limit is 100 fields. Ours moves the parser's arrays to the heap, which costs a response about 2 %, but a backend
+/// with many cookies must not turn into a 502.
 fn http1_builder() -> http1::Builder {
     let mut builder = http1::Builder::new();
-    // At most 100 fields, which is hyper's default: any other number moves the parser's arrays to the heap, 16 KiB per response.
-    builder.max_header_size(MAX_HEAD);
+    builder.max_header_size(MAX_HEAD).max_headers(MAX_FIELDS);
     builder
 }
 
@@ -346,17 +371,38 @@ async fn handshake_h1(io: UpstreamIo, open: OpenConnection) -> Result<Sender, Co
 }
 
 async fn handshake_h2(io: UpstreamIo, open: OpenConnection) -> Result<Sender, ConnectError> {
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+    let news = Arc::new(News::default());
+    let (sender, connection) = http2::Builder::new(H2Executor(Arc::clone(&news)))
         .timer(TokioTimer::new())
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        // None until the peer's settings say how many: a request above its limit would be refused or wait in the wrong queue.
+        .initial_max_send_streams(0)
         .keep_alive_interval(H2_PING)
         .keep_alive_timeout(H2_PING / 2)
         .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ConnectError::Io(io::Error::other(error)))?;
     let mut connection = Box::pin(connection);
+    std::future::poll_fn(|cx| {
+        news.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(cx.waker().clone());
+        let streams = connection.current_max_send_streams();
+        if streams > 0 {
+            open.allows_streams(streams);
+            return Poll::Ready(Ok(()));
+        }
+        match connection.as_mut().poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(())) => Poll::Ready(Err(ConnectError::Protocol("the endpoint does not speak HTTP/2"))),
+            Poll::Ready(Err(error)) => {
+                tracing::debug!(%error, "no HTTP/2 settings");
+                Poll::Ready(Err(ConnectError::Protocol("the endpoint does not speak HTTP/2")))
+            }
+        }
+    })
+    .await?;
+    news.settled.store(true, Relaxed);
     tokio::spawn(std::future::poll_fn(move |cx| {
         let ended = connection.as_mut().poll(cx);
         open.allows_streams(connection.current_max_send_streams());
@@ -364,6 +410,43 @@ async fn handshake_h2(io: UpstreamIo, open: OpenConnection) -> Result<Sender, Co
         ended.map(|_| ())
     }));
     Ok(Sender::H2(sender))
+}
+
+/// How the one who opens a connection hears of the peer's settings: they are read by a task of the protocol's library, which tells nobody.
+#[derive(Debug, Default)]
+struct News {
+    settled: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+/// Runs the tasks of a connection; until its settings have come, each step of them wakes the one who waits.
+#[derive(Clone)]
+struct H2Executor(Arc<News>);
+
+impl<F> hyper::rt::Executor<F> for H2Executor
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        if self.0.settled.load(Relaxed) {
+            tokio::spawn(async move {
+                future.await;
+            });
+            return;
+        }
+        let news = Arc::clone(&self.0);
+        let mut future = Box::pin(future);
+        tokio::spawn(std::future::poll_fn(move |cx| {
+            let step = future.as_mut().poll(cx);
+            if !news.settled.load(Relaxed)
+                && let Some(waker) = news.waker.lock().unwrap_or_else(PoisonError::into_inner).take()
+            {
+                waker.wake();
+            }
+            step.map(|_| ())
+        }));
+    }
 }
 
 type Attempts = Vec<Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>>;

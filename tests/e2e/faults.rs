@@ -97,7 +97,8 @@ fn half_of_five_endpoints_dead_costs_no_request() {
     });
     // Both were taken out after few failures, at most two of five.
     let upstreams = gateway.admin_get("/upstreams").json();
-    let states: Vec<&str> = upstreams["upstreams"][0]["endpoints"].as_array().unwrap().iter().map(|e| e["state"].as_str().unwrap()).collect();
+    let states: Vec<&str> =
+        upstreams["upstreams"][0]["endpoints"].as_array().unwrap().iter().map(|e| e["state"].as_str().unwrap()).collect();
     assert_eq!(states, ["ejected", "ejected", "healthy", "healthy", "healthy"]);
     assert!(resets.count() < 20, "{}", resets.count());
     for address in [refused.address, resets.address] {

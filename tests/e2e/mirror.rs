@@ -22,7 +22,11 @@ fn result(gateway: &Gateway, result: &str, count: f64) {
 #[test]
 fn the_copy_is_what_the_upstream_gets() {
     let (main, shadow) = (Upstream::text("main"), Upstream::text("shadow"));
-    let gateway = Gateway::new(&mirrored("rewrite: { strip_prefix: /api }, headers: { request: { set: { x-set: '1' } } },", "{ upstream: shadow }").replace("/*", "/api/*"), &[main.address, shadow.address]);
+    let gateway = Gateway::new(
+        &mirrored("rewrite: { strip_prefix: /api }, headers: { request: { set: { x-set: '1' } } },", "{ upstream: shadow }")
+            .replace("/*", "/api/*"),
+        &[main.address, shadow.address],
+    );
     for (method, body) in [("GET", ""), ("POST", "hello"), ("PUT", "b"), ("DELETE", "")] {
         let answer = gateway.request(method, "/api/x?q=1", &[("x-mine", "2"), ("x-forwarded-for", "6.6.6.6")], body);
         assert_eq!(answer.text(), "main");

@@ -20,7 +20,8 @@ fn shares_follow_the_weights_and_show_in_metrics() {
     // 6 standard deviations of 1,000 draws at 20 %.
     assert!((124..=276).contains(&seen), "{seen}");
     for (name, upstream) in [("stable", &stable), ("new", &new)] {
-        let series = format!("gateway_upstream_requests_total{{upstream=\"{name}\",endpoint=\"http://{}\",status=\"200\"}}", upstream.address);
+        let series =
+            format!("gateway_upstream_requests_total{{upstream=\"{name}\",endpoint=\"http://{}\",status=\"200\"}}", upstream.address);
         gateway.metric_becomes(&series, f64::from(u32::try_from(upstream.count()).unwrap()));
     }
 }
@@ -49,7 +50,9 @@ fn a_sticky_client_stays_where_it_is_and_new_weights_move_only_whom_they_must() 
         let (stable, new) = (Upstream::text("stable"), Upstream::text("new"));
         let addresses = [stable.address, new.address];
         let gateway = Gateway::new(&canary("cookie:session", 90, 10), &addresses);
-        let branch = |raw: &mut crate::support::Raw, user: usize| raw.ask(request("GET", "/", &[("cookie", &format!("session=u{user}"))], "")).text();
+        let branch = |raw: &mut crate::support::Raw, user: usize| {
+            raw.ask(request("GET", "/", &[("cookie", &format!("session=u{user}"))], "")).text()
+        };
         let all = || {
             let mut raw = gateway.connect();
             (0..300).map(|user| branch(&mut raw, user)).collect::<Vec<_>>()
