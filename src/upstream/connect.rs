@@ -1,5 +1,6 @@
 //! Opening a connection to an endpoint: TCP with happy eyeballs or a Unix socket, then TLS, then the HTTP handshake.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -458,6 +459,7 @@ async fn happy_eyeballs(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
         [only] => return TcpStream::connect(*only).await,
         _ => {}
     }
+    let addresses = interleaved(addresses);
     let mut waiting = addresses.iter();
     let mut attempts: Attempts = Vec::new();
     let mut last = None;
@@ -486,6 +488,18 @@ async fn happy_eyeballs(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
             Err(error) => last = Some(error),
         }
     }
+}
+
+/// The addresses with their families taking turns, so that a family that does not work delays the other by one attempt only (RFC 8305, 4).
+fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (mut first, mut second): (VecDeque<SocketAddr>, VecDeque<_>) = addresses.iter().copied().partition(|address: &SocketAddr| address.is_ipv6() == first_is_v6);
+    let mut mixed = Vec::with_capacity(addresses.len());
+    while !(first.is_empty() && second.is_empty()) {
+        mixed.extend(first.pop_front());
+        mixed.extend(second.pop_front());
+    }
+    mixed
 }
 
 /// The first attempt to end; it is taken out.
@@ -528,6 +542,14 @@ mod tests {
             assert_eq!((io.interim, io.in_final), (0, false));
             assert!(io.count_interim(&interim.repeat(17)).is_err());
         });
+    }
+
+    #[test]
+    fn families_of_addresses_take_turns() {
+        let parse = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        let sorted = parse(&["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "[::1]:80", "[::2]:80"]);
+        assert_eq!(interleaved(&sorted), parse(&["10.0.0.1:80", "[::1]:80", "10.0.0.2:80", "[::2]:80", "10.0.0.3:80"]));
+        assert_eq!(interleaved(&sorted[..2]), sorted[..2]);
     }
 
     #[test]

@@ -12,7 +12,9 @@ fn yaml(route: &str, parts: &[&str], more: &str) -> String {
     let count = parts.len();
     let upstreams: String = (0..count).map(|i| format!("  u{i}: {{ endpoints: [http://@{i}], connect_timeout: 300ms }}\n")).collect();
     let parts: String = parts.iter().map(|part| format!("        - {{ {part} }}\n")).collect();
-    format!("upstreams:\n{upstreams}routes:\n  - name: home\n    match: /home/{{id}}\n    {route}\n    aggregate:\n      {more}\n      parts:\n{parts}")
+    format!(
+        "upstreams:\n{upstreams}routes:\n  - name: home\n    match: /home/{{id}}\n    {route}\n    aggregate:\n      {more}\n      parts:\n{parts}"
+    )
 }
 
 /// An upstream that answers with this JSON.
@@ -228,7 +230,9 @@ fn at_the_routes_timeout_what_is_there_is_merged() {
 
 #[test]
 fn a_required_part_decides_and_cancels_the_others() {
-    for (status, expected) in [(404, 404), (401, 401), (403, 403), (409, 409), (429, 429), (400, 400), (500, 502), (503, 502), (418, 502), (302, 502)] {
+    for (status, expected) in
+        [(404, 404), (401, 401), (403, 403), (409, 409), (429, 429), (400, 400), (500, 502), (503, 502), (418, 502), (302, 502)]
+    {
         let bad = Upstream::serve(move |_, conn| conn.answer(status, "www-authenticate: Basic realm=x\r\n", "{}"));
         let slow = Upstream::serve(|_, conn| {
             conn.wait_end();
@@ -280,7 +284,8 @@ fn a_part_may_need_another_ones_value() {
     assert_eq!((orders.count(), shop.count()), (1, 1), "nothing is called with a value that is missing");
     for (wrong, what) in [("{parts.nobody.id}", "nobody"), ("{parts.orders.id}", "orders")] {
         let path = format!("name: orders, upstream: u1, path: '/orders?x={wrong}'");
-        let error = Gateway::start_error(&yaml("", &[parts[0], &path, parts[2]], ""), &[users.address, orders.address, shop.address]).unwrap();
+        let error =
+            Gateway::start_error(&yaml("", &[parts[0], &path, parts[2]], ""), &[users.address, orders.address, shop.address]).unwrap();
         assert!(error.contains(what), "{error}");
     }
 }
@@ -332,7 +337,14 @@ fn only_the_named_client_fields_reach_the_parts() {
     let part = Upstream::echo();
     let more = "forward_headers: [authorization, accept-language]";
     let gateway = Gateway::new(&yaml("", &["name: a, upstream: u0, path: /"], more), &[part.address]);
-    let fields = [("authorization", "Bearer x"), ("accept-language", "de"), ("cookie", "a=b"), ("x-mine", "1"), ("user-agent", "me"), ("x-forwarded-for", "6.6.6.6")];
+    let fields = [
+        ("authorization", "Bearer x"),
+        ("accept-language", "de"),
+        ("cookie", "a=b"),
+        ("x-mine", "1"),
+        ("user-agent", "me"),
+        ("x-forwarded-for", "6.6.6.6"),
+    ];
     assert_eq!(gateway.request("GET", "/home/1", &fields, "").status, 200);
     let seen = part.last();
     assert_eq!((seen.header("authorization"), seen.header("accept-language")), (Some("Bearer x"), Some("de")));

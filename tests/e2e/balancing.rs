@@ -105,7 +105,8 @@ fn random_uses_everybody() {
 fn a_hashed_key_stays_put_and_only_the_lost_ones_move() {
     let (mut all, addresses) = upstreams(5);
     let endpoints = "[http://@0, http://@1, http://@2, http://@3, http://@4]";
-    let yaml = balanced("{ consistent_hash: { key: [header:x-user, ip] } }", endpoints).replace("upstream: up }", "upstream: up, retry: { backoff: 1ms, budget: 100% } }");
+    let yaml = balanced("{ consistent_hash: { key: [header:x-user, ip] } }", endpoints)
+        .replace("upstream: up }", "upstream: up, retry: { backoff: 1ms, budget: 100% } }");
     let gateway = Gateway::new(&yaml, &addresses);
     let map = || -> Vec<String> {
         let mut raw = gateway.connect();
@@ -145,10 +146,16 @@ fn what_upstreams_shows() {
     let gateway = Gateway::new(&balanced("weighted", "[{ url: 'http://@0', weight: 3 }, 'http://@1']"), &addresses);
     picks(&gateway, 8);
     let upstream = gateway.admin_get("/upstreams").json()["upstreams"][0].clone();
-    assert_eq!((upstream["name"].as_str(), upstream["panic"].as_bool(), upstream["breaker"]["mode"].as_str()), (Some("up"), Some(false), Some("off")));
+    assert_eq!(
+        (upstream["name"].as_str(), upstream["panic"].as_bool(), upstream["breaker"]["mode"].as_str()),
+        (Some("up"), Some(false), Some("off"))
+    );
     let endpoint = &upstream["endpoints"][0];
     assert_eq!(endpoint["id"], format!("http://{}", addresses[0]));
-    assert_eq!((endpoint["weight"].as_u64(), endpoint["state"].as_str(), endpoint["in_flight"].as_u64()), (Some(3), Some("healthy"), Some(0)));
+    assert_eq!(
+        (endpoint["weight"].as_u64(), endpoint["state"].as_str(), endpoint["in_flight"].as_u64()),
+        (Some(3), Some("healthy"), Some(0))
+    );
     assert_eq!((endpoint["connections"]["open"].as_u64(), endpoint["connections"]["idle"].as_u64()), (Some(1), Some(1)));
     assert!(endpoint["ewma_ms"].as_f64().unwrap() > 0.0 && endpoint["ejected_until"].is_null() && endpoint["last_check"]["ok"].is_null());
     for (index, count) in [(0, 6.0), (1, 2.0)] {

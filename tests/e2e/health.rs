@@ -85,8 +85,9 @@ fn the_last_error_is_shown_in_plain_words() {
         &checked("[http://@0, http://@1, http://@2, http://@3]", "path: /, expect: [200-299, 304]", ""),
         &[refused.address, slow.address, closes.address, redirects.address],
     );
-    for (index, error) in
-        ["connect: refused", "timeout after 200ms", "closed before the response", "status 302, expected 200-299, 304"].into_iter().enumerate()
+    for (index, error) in ["connect: refused", "timeout after 200ms", "closed before the response", "status 302, expected 200-299, 304"]
+        .into_iter()
+        .enumerate()
     {
         becomes(&gateway, index, "unhealthy", Some(error));
     }
@@ -156,8 +157,10 @@ fn https(dir: &std::path::Path, name: &str, client_ca: Option<&str>) -> Upstream
             let mut roots = rustls::RootCertStore::empty();
             roots.add(rustls::pki_types::CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
             let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().unwrap();
-            let chain = rustls::pki_types::CertificateDer::pem_file_iter(dir.join(format!("{name}.pem"))).unwrap().map(Result::unwrap).collect();
+            let verifier =
+                rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().unwrap();
+            let chain =
+                rustls::pki_types::CertificateDer::pem_file_iter(dir.join(format!("{name}.pem"))).unwrap().map(Result::unwrap).collect();
             let key = rustls::pki_types::PrivateKeyDer::from_pem_file(dir.join(format!("{name}.key"))).unwrap();
             let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
             Arc::new(builder.with_client_cert_verifier(verifier).with_single_cert(chain, key).unwrap())
