@@ -496,7 +496,8 @@ async fn happy_eyeballs(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
 /// The addresses with their families taking turns, so that a family that does not work delays the other by one attempt only (RFC 8305, 4).
 fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
-    let (mut first, mut second): (VecDeque<SocketAddr>, VecDeque<_>) = addresses.iter().copied().partition(|address: &SocketAddr| address.is_ipv6() == first_is_v6);
+    let (mut first, mut second): (VecDeque<SocketAddr>, VecDeque<_>) =
+        addresses.iter().copied().partition(|address: &SocketAddr| address.is_ipv6() == first_is_v6);
     let mut mixed = Vec::with_capacity(addresses.len());
     while !(first.is_empty() && second.is_empty()) {
         mixed.extend(first.pop_front());
