@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -60,9 +60,12 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     listener.metrics.connection_opened(worker);
     let mut held = Held { open, per_ip: None, listener: Arc::clone(&listener), worker };
     let snapshot = state.snapshot.load_full();
-    let handshake = establish(tcp, peer, &listener, &snapshot);
+    let in_tls = AtomicBool::new(false);
+    let handshake = establish(tcp, peer, &listener, &snapshot, &in_tls);
     let established = match snapshot.handshake {
-        Some(limit) => tokio::time::timeout(limit, handshake).await.unwrap_or(Err(ConnectionError::Tls)),
+        Some(limit) => tokio::time::timeout(limit, handshake)
+            .await
+            .unwrap_or_else(|_| Err(if in_tls.load(Relaxed) { ConnectionError::Tls } else { ConnectionError::Proxy })),
         None => handshake.await,
     };
     let established = match established {
@@ -109,12 +112,13 @@ struct Established {
     h2: Option<bool>,
 }
 
-/// PROXY header and TLS.
+/// PROXY header and TLS; `in_tls` tells how far it came.
 async fn establish(
     mut tcp: TcpStream,
     peer: std::net::SocketAddr,
     listener: &Listener,
     snapshot: &Snapshot,
+    in_tls: &AtomicBool,
 ) -> Result<Established, ConnectionError> {
     let spec = listener.spec.load_full();
     let mut connection = Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: None };
@@ -126,6 +130,7 @@ async fn establish(
         }
     }
     let Some(tls) = &spec.tls else { return Ok(Established { transport: Transport::Plain(tcp), connection, h2: None }) };
+    in_tls.store(true, Relaxed);
     let stream = TlsAcceptor::from(Arc::clone(tls.config())).accept(tcp).await.map_err(|error| {
         tracing::debug!(%peer, %error, "TLS handshake failed");
         ConnectionError::Tls

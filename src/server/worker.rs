@@ -120,7 +120,7 @@ async fn run(index: usize, state: Arc<State>, mut receiver: mpsc::UnboundedRecei
                 Some(accepted) => {
                     tokio::spawn(connection::serve(index, Arc::clone(&state), accepted));
                 }
-                None => stop.notified().await,
+                None => return stop.notified().await,
             },
         }
     }
