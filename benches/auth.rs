@@ -1,5 +1,5 @@
 //! What a request with a remembered token costs in `auth`: to reach is at most 1 µs.
-#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
+#![allow(clippy::print_stdout, clippy::panic, clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -73,14 +73,15 @@ fn main() {
     let value = HeaderValue::try_from(format!("Bearer {token}")).unwrap();
     let mut ex = exchange();
     let mut headers = HeaderMap::new();
+    let mut target = PathAndQuery::from_static("/");
     let (rounds, mut spent) = (200_000, Duration::ZERO);
     for _ in 0..rounds {
         headers.insert(AUTHORIZATION, value.clone());
         let start = Instant::now();
-        let check = pin!(chain.check(&mut ex, &mut headers));
-        let outcome = check.poll(&mut Context::from_waker(Waker::noop()));
+        let outcome = pin!(chain.check(&mut ex, &headers)).poll(&mut Context::from_waker(Waker::noop()));
+        let Poll::Ready(Ok(spent)) = outcome else { panic!("a remembered token must not wait") };
+        spent.remove(&mut headers, &mut target);
         spent += start.elapsed();
-        assert!(matches!(outcome, Poll::Ready(Ok(()))), "a remembered token must not wait");
     }
     println!("remembered token of {} bytes: {:.0} ns", token.len(), spent.as_secs_f64() * 1e9 / f64::from(rounds));
 }

@@ -157,9 +157,13 @@ pub fn things_to_try() -> String {
     for (command, comment) in TRY {
         text.push_str(&format!("\n  {command}\n      {comment}\n"));
     }
-    text.push_str(
-        "\nEdit gateway.yaml while it runs: every change applies at once, and a mistake changes nothing but is explained here.\n",
-    );
+    text.push_str(concat!(
+        "
+A gateway.yaml in the current directory is served instead of the built-in one. Edit it while the demo runs:
+",
+        "every change applies at once, and a mistake changes nothing but is explained here.
+",
+    ));
     text
 }
 

@@ -63,8 +63,10 @@ impl Asked {
             let name: HeaderName = name.trim().parse().map_err(|_| format!("`{name}` is not a header name"))?;
             headers.append(name, HeaderValue::from_str(value.trim()).map_err(|_| format!("`{value}` is not a header value"))?);
         }
-        if uri.authority().is_none() && !headers.contains_key("host") {
-            headers.insert("host", HeaderValue::from_static("localhost"));
+        if !headers.contains_key("host") {
+            // What a client given this URL would send.
+            let authority = uri.authority().map_or("localhost", |authority| authority.as_str());
+            headers.insert("host", HeaderValue::from_str(authority).map_err(|_| format!("`{authority}` is not a host"))?);
         }
         let host = host(Version::HTTP_11, &headers, &uri).map_err(|detail| format!("400 bad_request: {detail}"))?;
         let received = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -135,6 +137,9 @@ fn winner(out: &mut String, snapshot: &Snapshot, index: usize) {
     step("idle_timeout", span(route.idle_timeout));
     if let Some(retry) = &route.retry {
         step("retry", format!("{} more", retry.attempts));
+    }
+    if let Some((mirror, _)) = &route.mirror {
+        step("mirror", format!("{} to {}", mirror.percent, target(snapshot, &resolve::Target::Upstream(mirror.upstream.clone()))));
     }
     step("target", target(snapshot, &route.target));
 }

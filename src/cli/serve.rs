@@ -32,6 +32,7 @@ fn run(options: &Options, source: Source, started: impl FnOnce() -> io::Result<(
         overrides: Some(Arc::new(move |config| overrides.apply(config))),
         watch: true,
         inherited: Arc::new(Mutex::new(crate::activation::sockets())),
+        middleware: Vec::new(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut signals = {

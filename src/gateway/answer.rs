@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::Reason;
@@ -76,6 +76,8 @@ pub struct ResponseBody {
     finish: Option<Box<Finish>>,
     bytes: u64,
     complete: bool,
+    /// The source was cut; told to hyper only when it has flushed what came before.
+    cutting: Option<Cut>,
 }
 
 impl fmt::Debug for ResponseBody {
@@ -91,17 +93,17 @@ impl ResponseBody {
             Source::Tunnel(opening) => {
                 finish.clock.enter(Phase::Tunnel, Instant::now());
                 opening.start(finish);
-                return Self { source: Source::Empty, finish: None, bytes: 0, complete: true };
+                return Self { source: Source::Empty, finish: None, bytes: 0, complete: true, cutting: None };
             }
             other => other,
         };
         let complete = bodiless || matches!(source, Source::Empty);
-        Self { source, finish: Some(finish), bytes: 0, complete }
+        Self { source, finish: Some(finish), bytes: 0, complete, cutting: None }
     }
 
     /// A body that nobody accounts for.
     pub fn unaccounted(bytes: Bytes) -> Self {
-        Self { source: Source::Full(bytes), finish: None, bytes: 0, complete: true }
+        Self { source: Source::Full(bytes), finish: None, bytes: 0, complete: true, cutting: None }
     }
 
     fn end(&mut self, cut: Option<Reason>) {
@@ -126,11 +128,16 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
+        if let Some(cut) = this.cutting.take() {
+            return Poll::Ready(Some(Err(cut)));
+        }
         let frame = match &mut this.source {
             Source::Empty | Source::Tunnel(_) => None,
             Source::Full(bytes) if bytes.is_empty() => None,
             Source::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
-            Source::Upstream(body) => std::task::ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(|error| Cut::by_upstream(&error))),
+            Source::Upstream(body) => {
+                std::task::ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(|error| Cut::by_upstream(&error)))
+            }
             Source::Adapted(body) | Source::Web(body, _) => std::task::ready!(body.as_mut().poll_frame(cx)),
         };
         match frame {
@@ -141,7 +148,10 @@ impl Body for ResponseBody {
             }
             Some(Err(cut)) => {
                 this.end(Some(Reason::UpstreamTruncated));
-                Poll::Ready(Some(Err(cut)))
+                // An error makes hyper drop what it has buffered, and that may be the head.
+                this.cutting = Some(cut);
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
             Some(Ok(mut frame)) => {
                 if let (Some(trailers), Some(finish)) = (frame.trailers_mut(), &mut this.finish) {
@@ -201,6 +211,8 @@ pub struct Finish {
     pub route: Option<Arc<Route>>,
     /// When its head was complete.
     pub started: Instant,
+    /// Protocol version of the request.
+    pub version: Version,
     /// Method, for the metrics.
     pub method: http::Method,
     /// Status sent.
@@ -261,7 +273,8 @@ impl Finish {
         }
         let unread = self.body.as_ref().is_some_and(|body| !body.ended());
         if let Some(connection) = &self.connection {
-            connection.abort.store(!complete, Relaxed);
+            // An HTTP/1.0 body may end with the connection: only a reset shows that it was cut.
+            connection.abort.store(!complete && self.version == Version::HTTP_10, Relaxed);
             if unread {
                 connection.linger.store(true, Relaxed);
             }

@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, EXPECT, ORIGIN, REFERER, TRAILER, TRANSFER_ENCODING, USER_AGENT};
+use http::header::{ALLOW, CONNECTION, EXPECT, ORIGIN, REFERER, TRAILER, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, request, response};
 use http_body::Body;
@@ -25,7 +25,7 @@ use crate::http::body::ClientBody;
 use crate::http::client_addr::{client_address, unmap};
 use crate::http::clock::Clock;
 use crate::http::connection::ConnectionState;
-use crate::http::headers::{effective_scheme, make_request_id, remove_hop_by_hop, request_id};
+use crate::http::headers::{Survey, effective_scheme, make_request_id, remove_hop_by_hop, request_id};
 use crate::http::target::{TargetForm, canonical, check_framing, check_target, host};
 use crate::http::websocket::{Upgrade, WebSocket, inspect_request};
 use crate::http::{Connection, Exchange, Host, Params, Scheme, grpc, grpc_web, problem};
@@ -51,7 +51,7 @@ pub struct Inbound {
     /// Whether the connection is to end after this answer.
     pub draining: bool,
     /// Ends tunnels when the drain is over.
-    pub cut: tokio::sync::watch::Receiver<bool>,
+    pub cut: Arc<tokio::sync::watch::Receiver<bool>>,
 }
 
 /// What travels beside the [`Exchange`].
@@ -76,6 +76,8 @@ pub struct Context<'a> {
     pub grpc: bool,
     /// Whether the peer is a trusted proxy.
     pub trusted: bool,
+    /// Which special fields the request has.
+    pub seen: Survey,
     /// `Trailer` of the request, to be sent on.
     pub trailer: Option<HeaderValue>,
     /// Whether the client takes trailers.
@@ -84,10 +86,24 @@ pub struct Context<'a> {
     pub expects_continue: bool,
     /// `Origin` of the request, for CORS.
     pub origin: Option<HeaderValue>,
+    /// Which CORS fields the answer gets.
+    pub cors: CorsFields,
     /// Accounts for the request.
     pub pending: Pending,
     /// Ends tunnels when the drain is over.
-    pub cut: tokio::sync::watch::Receiver<bool>,
+    pub cut: Arc<tokio::sync::watch::Receiver<bool>>,
+}
+
+/// Which CORS fields an answer of a route with `cors` gets.
+#[derive(Debug, Default)]
+pub enum CorsFields {
+    /// Those for its `Origin`.
+    #[default]
+    Ordinary,
+    /// These: it answers a preflight.
+    Preflight(HeaderMap),
+    /// None: a denied address learns nothing about the route.
+    Withheld,
 }
 
 /// An answer before the fields that every response gets.
@@ -96,14 +112,12 @@ pub struct Answer {
     pub parts: response::Parts,
     /// Its body.
     pub source: Source,
-    /// Whether it answers a CORS preflight, which has its CORS fields already.
-    pub preflight: bool,
 }
 
 impl Answer {
     /// An answer.
     pub fn new(parts: response::Parts, source: Source) -> Self {
-        Self { parts, source, preflight: false }
+        Self { parts, source }
     }
 
     /// An answer from memory.
@@ -111,12 +125,11 @@ impl Answer {
         Self::new(parts, if bytes.is_empty() { Source::Empty } else { Source::Full(bytes) })
     }
 
-    /// The answer to a preflight.
-    pub fn preflight(fields: HeaderMap) -> Self {
+    /// A 204.
+    pub fn no_content() -> Self {
         let (mut parts, ()) = Response::new(()).into_parts();
         parts.status = StatusCode::NO_CONTENT;
-        parts.headers = fields;
-        Self { parts, source: Source::Empty, preflight: true }
+        Self::new(parts, Source::Empty)
     }
 }
 
@@ -166,6 +179,7 @@ async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<Respon
     let trusted = !snapshot.trusted.is_empty() && snapshot.trusted.contains(unmap(inbound.connection.peer.ip()));
     let mut ex = exchange(&inbound, &head, now, trusted);
     let pending = Pending::new(finish(&inbound, &ex, &head));
+    let seen = Survey::of(&head.headers);
     let mut cx = Context {
         snapshot: &snapshot,
         clock: inbound.clock,
@@ -177,10 +191,12 @@ async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<Respon
         grpc_web: None,
         grpc: false,
         trusted,
-        trailer: head.headers.get(TRAILER).cloned(),
+        seen,
+        trailer: if seen.trailer() { head.headers.get(TRAILER).cloned() } else { None },
         te_trailers: false,
         expects_continue: false,
         origin: None,
+        cors: CorsFields::default(),
         pending,
         cut: inbound.cut,
     };
@@ -261,6 +277,7 @@ fn finish(inbound: &Inbound, ex: &Exchange, head: &request::Parts) -> Finish {
         snapshot: Arc::clone(&inbound.snapshot),
         route: None,
         started: ex.started,
+        version: ex.version,
         method: ex.method.clone(),
         status: 0,
         reason: None,
@@ -283,14 +300,15 @@ async fn route(ex: &mut Exchange, cx: &mut Context<'_>, mut head: request::Parts
         return (Err(refusal), Scope::Bare);
     }
     if ex.method == Method::OPTIONS && head.uri.path() == "*" {
-        let (mut parts, ()) = Response::new(()).into_parts();
-        parts.status = StatusCode::NO_CONTENT;
-        parts.headers.insert(ALLOW, ALL_METHODS);
-        return (Ok(Answer::new(parts, Source::Empty)), Scope::Bare);
+        let mut answer = Answer::no_content();
+        answer.parts.headers.insert(ALLOW, ALL_METHODS);
+        return (Ok(answer), Scope::Bare);
     }
     let preflight = preflight_method(&ex.method, &head.headers).and_then(|asked| Method::from_bytes(asked.as_bytes()).ok());
     // Sent twice it is nobody's.
-    cx.origin = head.headers.get(ORIGIN).filter(|_| head.headers.get_all(ORIGIN).iter().nth(1).is_none()).cloned();
+    if cx.seen.origin() {
+        cx.origin = head.headers.get(ORIGIN).filter(|_| head.headers.get_all(ORIGIN).iter().nth(1).is_none()).cloned();
+    }
     // An extended CONNECT for a WebSocket is routed as the GET it stands for.
     let method = if cx.websocket.is_some() { Method::GET } else { ex.method.clone() };
     let found = find(ex, cx, &head.headers, &method, preflight.as_ref());
@@ -301,7 +319,7 @@ async fn route(ex: &mut Exchange, cx: &mut Context<'_>, mut head: request::Parts
     if cx.websocket.is_some() {
         ex.method = method;
     }
-    cx.clock.route_chosen(Instant::now(), route.timeout, route.idle_timeout, cx.snapshot.min_body_rate);
+    cx.clock.route_chosen(ex.started, route.timeout, route.idle_timeout, cx.snapshot.min_body_rate);
     if let Some(finish) = cx.pending.get() {
         finish.route = Some(Arc::clone(&route));
         if let Some(entry) = &mut finish.entry {
@@ -346,20 +364,24 @@ fn find(
 fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts) -> Result<(), Box<Refusal>> {
     let snapshot = cx.snapshot;
     check_size(snapshot, head)?;
-    let chunked = head.headers.contains_key(TRANSFER_ENCODING);
+    let seen = cx.seen;
+    let chunked = seen.transfer_encoding();
     if let Some(state) = &cx.state
         && state.request_parsed(chunked)
     {
         return Err(bad("The request has both a length and a transfer coding."));
     }
-    if head.version < Version::HTTP_2 {
+    if head.version < Version::HTTP_2 && (chunked || seen.content_length()) {
         check_framing(head.version, &head.headers).map_err(bad)?;
     }
     let protocol = head.extensions.get::<hyper::ext::Protocol>().map(hyper::ext::Protocol::as_str);
     if (head.method == Method::CONNECT && protocol.is_none()) || head.method == Method::TRACE {
         return Err(Refusal::new(Reason::MethodNotAllowed, "The gateway does not take this method.").header(ALLOW, ALL_METHODS).closing());
     }
-    let upgrade = inspect_request(&head.method, head.version, &head.headers, protocol, cx.incoming.is_some() && protocol.is_none());
+    let upgrade = match protocol {
+        None if !seen.upgrade() => Upgrade::None,
+        _ => inspect_request(&head.method, head.version, &head.headers, protocol, cx.incoming.is_some() && protocol.is_none()),
+    };
     match upgrade {
         Upgrade::None => {}
         Upgrade::Invalid(detail) => return Err(bad(detail)),
@@ -376,7 +398,7 @@ fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts) -> 
     }
     let form = if cx.websocket.is_some() { TargetForm::Origin } else { check_target(&head.method, &head.uri).map_err(bad)? };
     ex.host = host(head.version, &head.headers, &head.uri).map_err(bad)?;
-    cx.expects_continue = head.headers.remove(EXPECT).is_some();
+    cx.expects_continue = seen.expect() && head.headers.remove(EXPECT).is_some();
     let hop = remove_hop_by_hop(&mut head.headers);
     cx.te_trailers = hop.te_trailers || head.version == Version::HTTP_2;
     if cx.websocket.as_ref().is_some_and(|(websocket, _)| !websocket.extended) {
@@ -390,7 +412,7 @@ fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts) -> 
         ex.target = target;
     }
     check_grpc(ex, cx, head)?;
-    if hop.te_trailers && cx.grpc {
+    if hop.te_trailers {
         head.headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
     }
     Ok(())
@@ -447,13 +469,12 @@ async fn complete(
             refused(&ex, &cx, &refusal, is_head)
         }
     };
-    let headers = &mut answer.parts.headers;
-    let origin = cx.origin.as_ref();
     match &scope {
         Scope::Bare => {}
-        Scope::Fallback => cx.snapshot.fallback.finish_response(&ex, origin, headers),
-        Scope::Route(route) => route.finish_response(&ex, origin, headers, answer.preflight),
+        Scope::Fallback => cx.snapshot.fallback.finish_response(&ex, cx.origin.as_ref(), &mut answer.parts.headers),
+        Scope::Route(route) => route.finish_response(&ex, &mut cx, &mut answer.parts),
     }
+    let headers = &mut answer.parts.headers;
     if let Some(fields) = &ex.rate_fields {
         headers.insert("ratelimit-policy", fields.policy.clone());
         headers.insert("ratelimit", fields.limit.clone());
@@ -467,7 +488,7 @@ async fn complete(
             headers_close(&mut answer.parts.headers);
         }
     }
-    cx.clock.response_started(Instant::now());
+    cx.clock.response_started();
     let status = answer.parts.status;
     let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED || status.is_informational();
     let Some(mut finish) = cx.pending.into_finish() else {

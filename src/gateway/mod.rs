@@ -1,8 +1,10 @@
 //! The gateway: a configuration compiled into a [`snapshot::Snapshot`], and requests handled by it.
 
 pub mod answer;
+pub mod custom;
 mod deadline;
 pub mod handle;
+pub mod mirror;
 pub mod route;
 pub mod shared;
 pub mod snapshot;
@@ -10,6 +12,7 @@ pub mod status;
 pub mod target;
 pub mod tunnel;
 
+pub use custom::Middleware;
 pub use handle::{Inbound, handle};
 pub use shared::Shared;
 pub use snapshot::{Snapshot, compile, compile_and};

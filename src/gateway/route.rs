@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, TRAILER};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, response};
 
 use crate::error::{Reason, Refusal};
-use crate::gateway::handle::{Answer, Context};
+use crate::gateway::handle::{Answer, Context, CorsFields};
+use crate::gateway::mirror::MirrorTarget;
 use crate::gateway::target::{Outgoing, Target};
 use crate::http::Exchange;
 use crate::http::headers::{Forwarding, join_cookies, set_forwarded};
@@ -47,6 +48,8 @@ pub struct Route {
     pub idle_timeout: Option<Duration>,
     /// `retry`.
     pub retry: Option<RetryPolicy>,
+    /// `mirror`.
+    pub mirror: Option<MirrorTarget>,
     /// What answers.
     pub target: Target,
 }
@@ -65,12 +68,16 @@ impl Route {
     pub async fn run(&self, ex: &mut Exchange, cx: &mut Context<'_>, mut headers: HeaderMap) -> Result<Answer, Box<Refusal>> {
         // First of all, so that a denied address learns nothing about the route, its CORS rules included.
         if let Some(ip) = &self.ip {
-            ip.check(ex.client_ip)?;
+            if let Err(refusal) = ip.check(ex.client_ip) {
+                cx.cors = CorsFields::Withheld;
+                return Err(refusal);
+            }
         }
         // Outside auth and limits: preflights carry no credentials, and browsers can read only a 401 or 429 that has CORS fields.
         if let Some(cors) = &self.cors {
             if let Some(fields) = cors.preflight(&ex.method, &headers) {
-                return Ok(Answer::preflight(fields));
+                cx.cors = CorsFields::Preflight(fields);
+                return Ok(Answer::no_content());
             }
             if cx.websocket.is_some() {
                 cors.check_websocket_origin(&headers)?;
@@ -87,12 +94,21 @@ impl Route {
         if let Some(limits) = &self.limits {
             decide(limits.check_address(ex, &headers, ex.started), ex).await?;
         }
-        if let Some(auth) = &self.auth {
-            auth.check(ex, &mut headers).await?;
-        }
+        let credential = match &self.auth {
+            Some(auth) => Some(auth.check(ex, &headers).await?),
+            None => None,
+        };
         // After auth, since the identity is known now; `global` last, so that refused requests do not eat the shared quota.
         if let Some(limits) = &self.limits {
             decide(limits.check_identity(ex, &headers, ex.started), ex).await?;
+        }
+        // Only now, since limits may count by the credential; and before anything else can see the request.
+        if let Some(credential) = credential {
+            credential.remove(&mut headers, &mut ex.target);
+        }
+        // A library user's own steps know the caller, and see what the client sent without its credential.
+        for own in cx.snapshot.middleware.iter() {
+            own.request(&self.name, ex, &mut headers)?;
         }
         let outgoing = match &self.target {
             Target::Respond(respond) => return Ok(Answer::full(respond.respond(ex))),
@@ -138,20 +154,27 @@ impl Route {
         if let Some(name) = &snapshot.request_id {
             headers.insert(name.clone(), ex.request_id.clone());
         }
-        join_cookies(headers);
+        if cx.seen.cookie() {
+            join_cookies(headers);
+        }
         self.headers.request(ex, headers);
         if let Some(trailer) = &cx.trailer {
             headers.insert(TRAILER, trailer.clone());
         }
     }
 
-    /// The fields that the route puts on every response, the gateway's own included.
-    pub fn finish_response(&self, ex: &Exchange, origin: Option<&HeaderValue>, headers: &mut HeaderMap, preflight: bool) {
+    /// The fields that the route puts on every response, the gateway's own included. CORS comes last, so that no rule breaks it.
+    pub fn finish_response(&self, ex: &Exchange, cx: &mut Context<'_>, parts: &mut response::Parts) {
         if !self.headers.is_empty() {
-            self.headers.response(ex, headers, ex.scheme == crate::http::Scheme::Https);
+            self.headers.response(ex, &mut parts.headers, ex.scheme == crate::http::Scheme::Https);
         }
-        if let Some(cors) = self.cors.as_ref().filter(|_| !preflight) {
-            cors.apply(origin, headers);
+        for own in cx.snapshot.middleware.iter().rev() {
+            own.response(&self.name, ex, parts.status, &mut parts.headers);
+        }
+        match (&self.cors, std::mem::take(&mut cx.cors)) {
+            (Some(cors), CorsFields::Ordinary) => cors.apply(cx.origin.as_ref(), &mut parts.headers),
+            (_, CorsFields::Preflight(fields)) => Cors::apply_preflight(fields, &mut parts.headers),
+            (_, CorsFields::Withheld) | (None, CorsFields::Ordinary) => {}
         }
     }
 }
@@ -160,7 +183,7 @@ async fn decide(decision: Decision, ex: &mut Exchange) -> Result<(), Box<Refusal
     match decision {
         Decision::Pass => Ok(()),
         Decision::Refused(refusal) => Err(refusal),
-        Decision::Remote(pending) => pending.finish(ex).await,
+        Decision::Remote(pending) => Box::pin(pending.finish(ex)).await,
     }
 }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 use crate::config::Problems;
 use crate::config::server::Log;
 use crate::config::upstream as config;
+use crate::gateway::custom::Middleware;
 use crate::middleware::{auth, rate_limit};
+use crate::targets::mirror;
 use crate::telemetry::access_log::{AccessLog, Options};
 use crate::telemetry::events;
 use crate::telemetry::metrics::Metrics;
@@ -27,6 +29,10 @@ pub struct Shared {
     pub limits: Arc<rate_limit::Registry>,
     /// Authenticators that serve now.
     pub auth: auth::Registry,
+    /// Room for copies of mirrored requests.
+    pub mirrors: Arc<mirror::Room>,
+    /// A library user's own steps of the chain.
+    pub middleware: Arc<[Arc<dyn Middleware>]>,
     /// Runtime of background work; `None` when a configuration is only checked.
     pub control: Option<tokio::runtime::Handle>,
     upstreams: Mutex<HashMap<String, Weak<UpstreamState>>>,
@@ -47,6 +53,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     /// For a gateway with `workers` workers whose background work runs on `control`.
     pub fn new(workers: usize, control: Option<tokio::runtime::Handle>) -> Arc<Self> {
+        Self::with_middleware(workers, control, Vec::new())
+    }
+
+    /// The same, with a library user's own steps in every route's chain.
+    pub fn with_middleware(workers: usize, control: Option<tokio::runtime::Handle>, middleware: Vec<Arc<dyn Middleware>>) -> Arc<Self> {
         let limits = rate_limit::Registry::new();
         if let Some(control) = &control {
             control.spawn(rate_limit::Registry::sweep(Arc::downgrade(&limits)));
@@ -56,6 +67,8 @@ impl Shared {
             metrics: Metrics::new(workers, env!("CARGO_PKG_VERSION"), crate::COMMIT),
             limits,
             auth: auth::Registry::default(),
+            mirrors: mirror::Room::new(workers),
+            middleware: middleware.into(),
             control,
             upstreams: Mutex::default(),
             pools: Mutex::default(),
@@ -182,6 +195,7 @@ impl Observer for Watcher {
     }
     fn lookup_failed(&self, upstream: &str, name: &str, error: &str) {
         events::discovery_failed(upstream, &format_args!("{name}: {error}"));
+        self.metrics.upstream(upstream).lookup_failed();
     }
     fn endpoint_removed(&self, _: &str, _: &str) {
         self.metrics.retain();

@@ -12,7 +12,9 @@ use crate::config::load::Loaded;
 use crate::config::problem::Report;
 use crate::config::resolve;
 use crate::config::server::EncodedSlash;
-use crate::config::{At, Config, Problems, validate};
+use crate::config::{self, At, Config, Problems, validate};
+use crate::gateway::custom::Middleware;
+use crate::gateway::mirror::MirrorTarget;
 use crate::gateway::route::Route;
 use crate::gateway::shared::Shared;
 use crate::gateway::target::{AggregateTarget, SplitTarget, Target, UpstreamHandle};
@@ -30,11 +32,12 @@ use crate::middleware::rate_limit::{Homes, RateLimits, Stores};
 use crate::middleware::rewrite::Rewrite;
 use crate::router::Router;
 use crate::targets::aggregate::Aggregate;
+use crate::targets::mirror::Mirror;
 use crate::targets::redirect::Redirect;
 use crate::targets::respond::Respond;
 use crate::targets::split::Split;
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::metrics::{Metrics, RouteMetrics};
+use crate::telemetry::metrics::{AuthenticatorMetrics, Metrics, RouteMetrics, StoreMetrics};
 use crate::tls::{ClientTls, ServerTls};
 use crate::units::{self, Setting};
 use crate::upstream::Upstream;
@@ -64,6 +67,8 @@ pub struct Snapshot {
     pub protected: Arc<ProtectedNames>,
     /// The same, for trailers.
     pub trailer_filter: TrailerFilter,
+    /// A library user's own steps.
+    pub middleware: Arc<[Arc<dyn Middleware>]>,
     /// `server.request_id`.
     pub request_id: Option<HeaderName>,
     /// `server.encoded_slash`.
@@ -96,6 +101,8 @@ pub struct Snapshot {
     pub metrics: Arc<Metrics>,
     /// Metrics of requests without a route.
     pub no_route: Arc<RouteMetrics>,
+    /// Series that live as long as this configuration: nobody else holds them.
+    pub series: Series,
     /// The access log.
     pub access_log: Arc<AccessLog>,
     /// The configuration as written.
@@ -109,6 +116,28 @@ pub struct Snapshot {
 impl std::fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Snapshot").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+/// Series of what works in the background.
+#[derive(Debug)]
+pub struct Series {
+    /// Of stores.
+    pub stores: Vec<Arc<StoreMetrics>>,
+    /// Of authenticators that fetch keys.
+    pub authenticators: Vec<Arc<AuthenticatorMetrics>>,
+}
+
+impl Series {
+    fn of(config: &Config, metrics: &Metrics) -> Self {
+        let fetches = |authenticator: &config::auth::Authenticator| {
+            authenticator.jwt.as_ref().and_then(|jwt| jwt.jwks.as_ref()).is_some_and(|jwks| jwks.contains("://"))
+        };
+        let fetching = config.authenticators.iter().filter(|(_, authenticator)| fetches(authenticator));
+        Self {
+            stores: config.redis.keys().map(|name| metrics.store(name)).collect(),
+            authenticators: fetching.map(|(name, _)| metrics.authenticator(name)).collect(),
+        }
     }
 }
 
@@ -221,6 +250,8 @@ impl Compiler<'_> {
         let router = Router::compile(&resolved, self.problems);
         let upstreams = self.upstreams(&config);
         let authenticators = Authenticators::compile(&config.authenticators, &self.shared.auth, self.base, self.problems);
+        // Before the stores begin to tell how they are.
+        let series = Series::of(&config, &self.shared.metrics);
         let stores = self.stores(&config);
         let homes = Homes::of(&config);
         let listeners = self.listeners(&config);
@@ -232,7 +263,7 @@ impl Compiler<'_> {
         let trusted =
             TrustedProxies::compile(&server.trusted_proxies, &At::main("server").key("trusted_proxies"), &mut Problems::default());
         let names: Vec<HeaderName> = authenticators.protected_headers().collect();
-        let protected = Arc::new(ProtectedNames::new(&names));
+        let protected = Arc::new(ProtectedNames::new(&names).with_credentials(authenticators.credential_headers()));
         let filter = Arc::clone(&protected);
         let directory = self.loaded.files.first().map_or_else(PathBuf::new, |file| file.dir.clone());
         if self.problems.has_errors() {
@@ -255,6 +286,7 @@ impl Compiler<'_> {
             trusted,
             trailer_filter: Arc::new(move |trailers: &mut HeaderMap| filter.filter_trailers(trailers)),
             protected,
+            middleware: Arc::clone(&self.shared.middleware),
             request_id,
             encoded_slash: server.encoded_slash,
             max_header_size: usize::try_from(server.max_header_size.0).unwrap_or(usize::MAX),
@@ -270,6 +302,7 @@ impl Compiler<'_> {
             listeners,
             metrics: Arc::clone(&self.shared.metrics),
             no_route: self.shared.metrics.route("-"),
+            series,
             access_log,
             source: SourceInfo {
                 files: self.loaded.files.iter().map(|file| file.name.clone()).collect(),
@@ -403,6 +436,7 @@ impl Compiler<'_> {
         let limits =
             (!route.rate_limits.is_empty()).then(|| RateLimits::compile(&route.rate_limits, homes, stores, &self.shared.limits, problems));
         let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::compile(rewrite, route, problems));
+        let mirror = route.mirror.as_ref().map(|(mirror, at)| self.mirror(mirror, at, route, upstreams, problems));
         let target = target(route, &params, upstreams, problems);
         self.problems.extend_new(found);
         Some(Arc::new(Route {
@@ -418,8 +452,28 @@ impl Compiler<'_> {
             timeout: route.timeout,
             idle_timeout: route.idle_timeout,
             retry: route.retry.as_ref().map(RetryPolicy::new),
+            mirror: flat(mirror)?.flatten(),
             target: target?,
         }))
+    }
+}
+
+impl Compiler<'_> {
+    /// `None` when it is wrong, or goes to an upstream that is; `None` inside when there is nothing to copy.
+    fn mirror(
+        &self,
+        written: &config::route::Mirror,
+        at: &At,
+        route: &resolve::Route,
+        upstreams: &BTreeMap<String, UpstreamHandle>,
+        problems: &mut Problems,
+    ) -> Option<Option<MirrorTarget>> {
+        let own = route.at.key("mirror");
+        let mirror = Mirror::compile(written, at, &own, &route.target, &self.shared.mirrors, problems)?;
+        let Some(mirror) = mirror else { return Some(None) };
+        // An unknown name was reported by `resolve`.
+        let handle = upstreams.get(&written.upstream)?.clone();
+        Some(Some(MirrorTarget { mirror, handle }))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::gateway::handle::{Answer, Context};
 use crate::gateway::route::Route;
 use crate::gateway::tunnel;
 use crate::http::body::{BodyFailure, BoxedBody, ClientBody};
-use crate::http::headers::remove_hop_by_hop;
+use crate::http::headers::{Survey, remove_hop_by_hop};
 use crate::http::selector::selector_value;
 use crate::http::{Exchange, grpc, grpc_web};
 use crate::targets::aggregate::{Aggregate, CallFailure, Caller, PartRequest, PartResponse};
@@ -115,7 +115,7 @@ impl Route {
                     None => Err(Refusal::new(Reason::Internal, "The split has no such branch.")),
                 }
             }
-            Target::Aggregate(target) => self.aggregate(target, ex, cx, outgoing).await,
+            Target::Aggregate(target) => Box::pin(self.aggregate(target, ex, cx, outgoing)).await,
             Target::Respond(_) | Target::Redirect(_) => Err(Refusal::new(Reason::Internal, "This target is answered at once.")),
         }
     }
@@ -131,7 +131,8 @@ impl Route {
             entry.upstream = Some(Arc::clone(&handle.upstream.name));
         }
         if cx.websocket.is_some() {
-            return tunnel::open(self, handle, ex, cx, outgoing).await;
+            // Rare paths are boxed, here and below: each future on the way is moved once per request, as large as its largest branch.
+            return Box::pin(tunnel::open(self, handle, ex, cx, outgoing)).await;
         }
         let Outgoing { target, mut headers } = outgoing;
         let speaks_h2 = handle.may_speak_h2();
@@ -142,15 +143,21 @@ impl Route {
         let deadline = grpc_headers(cx, ex, self.timeout, &mut headers)?;
         let is_grpc = cx.grpc || cx.grpc_web.is_some();
         let may_repeat = !is_grpc && idempotent(&ex.method, &headers);
-        // What an HTTP/2 upstream refuses untouched may be sent again, whatever it is.
-        let body = self.call_body(ex, cx, (may_repeat || speaks_h2) && self.retry.is_some());
-        headers.remove(CONTENT_LENGTH);
+        // Over HTTP/2 an upstream may say of any request that it did not take it, also when part of the body is gone.
+        let may_be_refused = self.retry.is_some() && speaks_h2;
+        let body = self.call_body(ex, cx, may_repeat || may_be_refused);
+        // Lengths are made anew from the body; `0` on a request without one says so to servers that insist on a length.
+        if cx.seen.content_length() && cx.body.is_some() {
+            headers.remove(CONTENT_LENGTH);
+        }
+        let host = self.host(ex);
+        self.copy(ex, cx, &target, &headers, host.as_ref());
         let hash = hash_of(&handle.upstream, ex, &headers);
         let call = Call {
             worker: ex.worker,
             method: &ex.method,
             target,
-            host: self.host(ex),
+            host,
             headers,
             body,
             retry: self.retry.as_ref(),
@@ -163,7 +170,7 @@ impl Route {
         let outcome = match deadline {
             None => send(&handle.upstream, &handle.metrics, call, &mut trace).await,
             Some(deadline) => {
-                match tokio::time::timeout_at(deadline.into(), send(&handle.upstream, &handle.metrics, call, &mut trace)).await {
+                match Box::pin(tokio::time::timeout_at(deadline.into(), send(&handle.upstream, &handle.metrics, call, &mut trace))).await {
                     Ok(outcome) => outcome,
                     Err(_) => Err(Failure::deadline()),
                 }
@@ -244,7 +251,7 @@ async fn until_expired<F: Future>(cx: &Context<'_>, future: F) -> Option<F::Outp
 }
 
 /// The hash of the first key present, for `consistent_hash`; nothing is looked at otherwise.
-fn hash_of(upstream: &Upstream, ex: &Exchange, headers: &HeaderMap) -> Option<u64> {
+pub(super) fn hash_of(upstream: &Upstream, ex: &Exchange, headers: &HeaderMap) -> Option<u64> {
     key_hash(upstream.hash_selectors(), ex, headers)
 }
 
@@ -307,16 +314,10 @@ pub(super) fn answer_of(response: Response<UpstreamBody>, cx: &Context<'_>, dead
 
 /// Framing and hop-by-hop fields are this hop's to make.
 fn clean_head(parts: &mut response::Parts, cx: &Context<'_>) {
-    let trailer = parts.headers.get(TRAILER).filter(|_| cx.te_trailers).cloned();
-    remove_hop_by_hop(&mut parts.headers);
-    match trailer {
-        Some(trailer) => {
-            parts.headers.insert(TRAILER, trailer);
-        }
-        None => {
-            parts.headers.remove(TRAILER);
-        }
+    if !cx.te_trailers && Survey::of(&parts.headers).trailer() {
+        parts.headers.remove(TRAILER);
     }
+    remove_hop_by_hop(&mut parts.headers);
     if parts.status == StatusCode::NO_CONTENT {
         parts.headers.remove(CONTENT_LENGTH);
     }
@@ -332,10 +333,11 @@ fn clean_head(parts: &mut response::Parts, cx: &Context<'_>) {
 }
 
 fn grpc_source(parts: &mut response::Parts, body: UpstreamBody, web: Option<grpc_web::Call>, deadline: Option<Instant>) -> Source {
-    let ensured = match grpc::EnsureStatus::wrap(parts.status, &parts.headers, body.map_err(|error| Cut::by_upstream(&error)).boxed_unsync()) {
-        Ok(ensured) => ensured.boxed_unsync(),
-        Err(body) => body,
-    };
+    let ensured =
+        match grpc::EnsureStatus::wrap(parts.status, &parts.headers, body.map_err(|error| Cut::by_upstream(&error)).boxed_unsync()) {
+            Ok(ensured) => ensured.boxed_unsync(),
+            Err(body) => body,
+        };
     let timed = match deadline {
         Some(deadline) => crate::gateway::deadline::DeadlineBody::new(ensured, deadline).boxed_unsync(),
         None => ensured,

@@ -4,6 +4,7 @@ mod forwarded;
 mod hop_by_hop;
 mod protected;
 mod request_id;
+mod survey;
 
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -12,6 +13,7 @@ pub use forwarded::{Forwarding, effective_scheme, set_forwarded};
 pub use hop_by_hop::{HopByHop, is_hop_by_hop, remove_hop_by_hop};
 pub use protected::ProtectedNames;
 pub use request_id::{make_request_id, new_request_id, request_id, valid_request_id};
+pub use survey::Survey;
 
 /// Makes several `cookie` lines one, as HTTP/1 servers expect (RFC 9113 section 8.2.3).
 pub fn join_cookies(headers: &mut HeaderMap) {

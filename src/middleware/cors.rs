@@ -77,8 +77,8 @@ impl Cors {
         })
     }
 
-    /// The fields of the 204 that answers a preflight; `None` if the request is not one. Such an answer is complete:
-    /// [`Cors::apply`] must not follow.
+    /// The fields of the 204 that answers a preflight; `None` if the request is not one. They go into the answer by
+    /// [`Cors::apply_preflight`], not by [`Cors::apply`].
     pub fn preflight(&self, method: &Method, headers: &HeaderMap) -> Option<HeaderMap> {
         preflight_method(method, headers)?;
         let mut answer = HeaderMap::with_capacity(8);
@@ -108,6 +108,23 @@ impl Cors {
         Some(answer)
     }
 
+    /// Puts the fields of [`Cors::preflight`] on the answer, over what rules for responses have put there.
+    pub fn apply_preflight(fields: HeaderMap, response: &mut HeaderMap) {
+        remove_cors_fields(response);
+        for (name, value) in fields {
+            // A map names a field once and then goes on with its further values: only requested headers have those.
+            if let Some(name) = name {
+                if name == VARY {
+                    response.append(name, value)
+                } else {
+                    response.insert(name, value).is_some()
+                };
+            } else {
+                response.append(ACCESS_CONTROL_ALLOW_HEADERS, value);
+            }
+        }
+    }
+
     /// Refuses a WebSocket handshake from an origin that is not listed; one without `Origin` is not a browser's.
     pub fn check_websocket_origin(&self, headers: &HeaderMap) -> Result<(), Box<Refusal>> {
         if !headers.contains_key(ORIGIN) || self.allowed(single(headers, &ORIGIN)).is_some() {
@@ -119,9 +136,7 @@ impl Cors {
     /// Puts the fields of any other answer of the route, errors included, in place of what the upstream sent.
     /// `origin` is the request's `Origin`, kept from before the request went upstream.
     pub fn apply(&self, origin: Option<&HeaderValue>, response: &mut HeaderMap) {
-        while let Some(name) = response.keys().find(|name| name.as_str().starts_with("access-control-")).cloned() {
-            response.remove(name);
-        }
+        remove_cors_fields(response);
         if self.allow(origin, response)
             && let Some(expose) = &self.expose
         {
@@ -153,6 +168,12 @@ impl Cors {
                 patterns.iter().any(|pattern| pattern.matches(text)).then(|| origin.clone())
             }
         }
+    }
+}
+
+fn remove_cors_fields(response: &mut HeaderMap) {
+    while let Some(name) = response.keys().find(|name| name.as_str().starts_with("access-control-")).cloned() {
+        response.remove(name);
     }
 }
 

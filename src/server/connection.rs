@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,10 @@ const SEND_BUFFER: usize = 64 << 10;
 const PING: Duration = Duration::from_secs(30);
 /// hyper's own limit on heads is the backstop behind ours, which answers with a body.
 const BACKSTOP: usize = 2;
+/// hyper's own limit on the number of fields.
+const HYPERS_FIELDS: usize = 100;
+/// Up to here a head that is too large is answered by us, with a body that says why.
+const LEAST_HEAD: usize = 64 << 10;
 /// hyper takes no smaller limit.
 const LEAST_BUFFER: usize = 16 << 10;
 /// How long an HTTP/2 connection may take to end after GOAWAY when it was idle.
@@ -60,14 +64,7 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     listener.metrics.connection_opened(worker);
     let mut held = Held { open, per_ip: None, listener: Arc::clone(&listener), worker };
     let snapshot = state.snapshot.load_full();
-    let in_tls = AtomicBool::new(false);
-    let handshake = establish(tcp, peer, &listener, &snapshot, &in_tls);
-    let established = match snapshot.handshake {
-        Some(limit) => tokio::time::timeout(limit, handshake)
-            .await
-            .unwrap_or_else(|_| Err(if in_tls.load(Relaxed) { ConnectionError::Tls } else { ConnectionError::Proxy })),
-        None => handshake.await,
-    };
+    let established = establish(tcp, peer, &listener, &snapshot).await;
     let established = match established {
         Ok(established) => established,
         Err(kind) => return listener.metrics.connection_error(worker, kind),
@@ -80,12 +77,14 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     }
     let timeouts = snapshot.timeouts;
     drop(snapshot);
+    let cut = Arc::new(listener.cut());
     let session = Session {
         worker,
         state: Arc::clone(&state),
         listener: Arc::clone(&listener),
         connection: Arc::new(established.connection),
         held: Arc::new(held),
+        cut,
     };
     session.run(established.transport, established.h2, timeouts).await;
 }
@@ -112,35 +111,47 @@ struct Established {
     h2: Option<bool>,
 }
 
-/// PROXY header and TLS; `in_tls` tells how far it came.
+/// PROXY header and TLS.
 async fn establish(
     mut tcp: TcpStream,
     peer: std::net::SocketAddr,
     listener: &Listener,
     snapshot: &Snapshot,
-    in_tls: &AtomicBool,
 ) -> Result<Established, ConnectionError> {
     let spec = listener.spec.load_full();
+    let deadline = snapshot.handshake.map(|limit| Instant::now() + limit);
     let mut connection = Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: None };
     if spec.proxy_protocol && snapshot.trusted.contains(crate::http::client_addr::unmap(peer.ip())) {
-        match proxy_protocol::read(&mut tcp).await {
-            Ok(Some(source)) => connection.peer = source,
-            Ok(None) => {}
-            Err(_) => return Err(ConnectionError::Proxy),
+        match within(deadline, proxy_protocol::read(&mut tcp)).await {
+            Some(Ok(Some(source))) => connection.peer = source,
+            Some(Ok(None)) => {}
+            Some(Err(_)) | None => return Err(ConnectionError::Proxy),
         }
     }
     let Some(tls) = &spec.tls else { return Ok(Established { transport: Transport::Plain(tcp), connection, h2: None }) };
-    in_tls.store(true, Relaxed);
-    let stream = TlsAcceptor::from(Arc::clone(tls.config())).accept(tcp).await.map_err(|error| {
-        tracing::debug!(%peer, %error, "TLS handshake failed");
-        ConnectionError::Tls
-    })?;
+    let accepted = within(deadline, TlsAcceptor::from(Arc::clone(tls.config())).accept(tcp)).await;
+    let stream = match accepted {
+        Some(Ok(stream)) => stream,
+        Some(Err(error)) => {
+            tracing::debug!(%peer, %error, "TLS handshake failed");
+            return Err(ConnectionError::Tls);
+        }
+        None => return Err(ConnectionError::Tls),
+    };
     let session = stream.get_ref().1;
     connection.tls = true;
     connection.tls_version = tls_version_word(session);
     connection.client_cert = client_certificate(session).map(Arc::new);
     let h2 = negotiated(session) == Alpn::H2;
     Ok(Established { transport: Transport::Tls(Box::new(stream)), connection, h2: Some(h2) })
+}
+
+/// `None` when the deadline comes first.
+async fn within<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Output> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), future).await.ok(),
+        None => Some(future.await),
+    }
 }
 
 /// What the requests of a connection have in common.
@@ -150,6 +161,7 @@ struct Session {
     listener: Arc<Listener>,
     connection: Arc<Connection>,
     held: Arc<Held>,
+    cut: Arc<tokio::sync::watch::Receiver<bool>>,
 }
 
 impl Session {
@@ -174,7 +186,7 @@ impl Session {
             clock,
             state,
             draining: self.listener.is_draining(),
-            cut: self.listener.cut(),
+            cut: Arc::clone(&self.cut),
         }
     }
 
@@ -188,9 +200,12 @@ impl Session {
             async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request).await) }
         });
         let (max_headers, max_size) = self.limits();
-        let connection = http1::Builder::new()
+        let mut builder = http1::Builder::new();
+        if let Some(max_headers) = max_headers {
+            builder.max_headers(max_headers);
+        }
+        let connection = builder
             .header_read_timeout(None)
-            .max_headers(max_headers)
             .max_header_size(max_size)
             .max_buf_size(max_size.max(LEAST_BUFFER))
             .serve_connection(TokioIo::new(io), service)
@@ -220,9 +235,13 @@ impl Session {
     }
 
     /// hyper's limits on the number of fields and the size of a head.
-    fn limits(&self) -> (usize, usize) {
+    ///
+    /// The default number of fields is hyper's as well, and is left to it: any explicit number moves the parser's arrays to the heap,
+    /// 13 KiB per request.
+    fn limits(&self) -> (Option<usize>, usize) {
         let snapshot = self.state.snapshot.load();
-        (snapshot.max_headers.saturating_mul(BACKSTOP).min(4096), snapshot.max_header_size.saturating_mul(BACKSTOP).max(8192))
+        let max_headers = (snapshot.max_headers != HYPERS_FIELDS).then_some(snapshot.max_headers.saturating_mul(BACKSTOP).min(4096));
+        (max_headers, snapshot.max_header_size.saturating_mul(BACKSTOP).max(LEAST_HEAD))
     }
 
     async fn run_h2(&self, transport: Transport, prefix: Vec<u8>, timeouts: ConnectionTimeouts) {
@@ -230,7 +249,8 @@ impl Session {
         let state = Arc::new(ConnectionState::new(Arc::clone(&clock)));
         let flood = Arc::new(Notify::new());
         let io = ClientIo::new(transport, prefix, state, Arc::clone(&self.listener.metrics), self.worker).h2(Arc::clone(&flood));
-        let streams = StreamExecutor { connection: Arc::clone(&clock), next: Arc::default(), open: Arc::default(), tunnels: Arc::default() };
+        let streams =
+            StreamExecutor { connection: Arc::clone(&clock), next: Arc::default(), open: Arc::default(), tunnels: Arc::default() };
         let (next, tunnels) = (Arc::clone(&streams.next), Arc::clone(&streams.tunnels));
         let service = service_fn(|request: Request<Incoming>| {
             let clock = Arc::new(Clock::new(Phase::Request, Instant::now(), timeouts));

@@ -16,7 +16,7 @@ use crate::config::load::Source;
 use crate::config::problem::Report;
 use crate::config::server::Workers;
 use crate::gateway::status::ReloadOutcome;
-use crate::gateway::{Shared, compile};
+use crate::gateway::{Middleware, Shared, compile};
 use crate::server::acceptor::Acceptor;
 use crate::server::apply::{Core, GRACE, bind_new, load_source, lock, notify};
 use crate::server::listener::Stage;
@@ -46,6 +46,8 @@ pub struct Options {
     pub watch: bool,
     /// Sockets passed by the service manager: used for listeners with the same address.
     pub inherited: Arc<Mutex<Vec<TcpListener>>>,
+    /// Own steps in every route's chain, in order; see [`Middleware`].
+    pub middleware: Vec<Arc<dyn Middleware>>,
 }
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -128,7 +130,7 @@ impl Server {
         let loaded = load_source(&source, &options);
         let count = worker_count(loaded.config.server.workers);
         let control = ControlThread::start()?;
-        let shared = Shared::new(count, Some(control.handle.clone()));
+        let shared = Shared::with_middleware(count, Some(control.handle.clone()), options.middleware.clone());
         let snapshot = {
             let _control = control.handle.enter();
             compile(&shared, loaded, None, 1).map_err(StartError::Config)?

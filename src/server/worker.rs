@@ -120,7 +120,11 @@ async fn run(index: usize, state: Arc<State>, mut receiver: mpsc::UnboundedRecei
                 Some(accepted) => {
                     tokio::spawn(connection::serve(index, Arc::clone(&state), accepted));
                 }
-                None => return stop.notified().await,
+                // Nobody will send any more. The stop that ends the wait is used up by it, so the loop must not wait for another.
+                None => {
+                    stop.notified().await;
+                    return;
+                }
             },
         }
     }

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -24,10 +26,12 @@ use crate::upstream::pool::OpenConnection;
 
 /// Longest response head taken from an upstream.
 const MAX_HEAD: usize = 64 << 10;
-/// Most fields in a response head.
-const MAX_FIELDS: usize = 256;
 /// Wait before the next address is tried beside the ones under way (RFC 8305, 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Most fields in a response head.
+const MAX_FIELDS: usize = 256;
+/// Most interim (1xx) responses before the final one.
+const MAX_INTERIM: u32 = 16;
 /// HTTP/2 windows towards upstreams: small, so that a slow client cannot park megabytes in the gateway.
 const H2_STREAM_WINDOW: u32 = 256 << 10;
 const H2_CONNECTION_WINDOW: u32 = 2 << 20;
@@ -72,18 +76,77 @@ impl ConnectError {
     }
 }
 
-/// The sending half of a connection.
+/// A connection that takes requests.
 #[derive(Debug)]
 pub enum Sender {
     /// HTTP/1.1: one request at a time.
-    H1(http1::SendRequest<RequestBody>),
+    H1(H1),
     /// HTTP/2: many.
     H2(http2::SendRequest<RequestBody>),
 }
 
+/// An HTTP/1.1 connection that is driven by the request that uses it, on that request's task: as a task of its own it would be
+/// woken and scheduled twice per request. An idle one is looked at when it is taken out of the pool.
+pub struct H1 {
+    sender: http1::SendRequest<RequestBody>,
+    /// The driver with its count; gone when the connection is over.
+    driver: Option<Box<(http1::Connection<TokioIo<UpstreamIo>, RequestBody>, OpenConnection)>>,
+}
+
+impl fmt::Debug for H1 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("H1").finish_non_exhaustive()
+    }
+}
+
+/// The answer to a request, or why there is none, with the request if not one byte of it was written.
+pub type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+
+impl H1 {
+    /// Sends a request and waits for the head of its response.
+    pub async fn send(&mut self, request: Request<RequestBody>) -> Sent {
+        let response = self.sender.try_send_request(request);
+        let mut response = std::pin::pin!(response);
+        std::future::poll_fn(|cx| {
+            self.drive(cx);
+            response.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Reads and writes what can be read and written. Errors reach the request through its response or body.
+    pub fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Some(driver) = &mut self.driver
+            && Pin::new(&mut driver.0).poll(cx).is_ready()
+        {
+            self.driver = None;
+        }
+    }
+
+    /// Whether it can take a request now. Notices that the upstream has closed it, as far as the runtime has heard of it.
+    pub fn is_ready(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(std::task::Waker::noop()));
+        self.driver.is_some() && self.sender.is_ready()
+    }
+
+    /// Whether it is over.
+    pub fn is_closed(&self) -> bool {
+        self.driver.is_none() || self.sender.is_closed()
+    }
+
+    /// Waits until it can take a request; `false` if it never will.
+    pub async fn ready(&mut self) -> bool {
+        std::future::poll_fn(|cx| {
+            self.drive(cx);
+            self.sender.poll_ready(cx).map(|ready| ready.is_ok())
+        })
+        .await
+    }
+}
+
 /// A byte stream to an endpoint.
 #[derive(Debug)]
-pub enum UpstreamIo {
+pub enum Wire {
     /// TCP in clear.
     Tcp(TcpStream),
     /// TLS over TCP.
@@ -92,18 +155,66 @@ pub enum UpstreamIo {
     Unix(UnixStream),
 }
 
+/// A byte stream to an endpoint that ends the connection when interim (1xx) responses do not end: hyper reads over any number of
+/// them, and tells of each only at the price of allocations for every request.
+#[derive(Debug)]
+pub struct UpstreamIo {
+    wire: Wire,
+    interim: u32,
+    /// Whether what is read belongs to a final response.
+    in_final: bool,
+}
+
+/// The upstream sent more than [`MAX_INTERIM`] interim responses.
+#[derive(Debug)]
+pub struct TooManyInterim;
+
+impl fmt::Display for TooManyInterim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("too many interim responses")
+    }
+}
+
+impl std::error::Error for TooManyInterim {}
+
+impl UpstreamIo {
+    fn new(wire: Wire) -> Self {
+        Self { wire, interim: 0, in_final: false }
+    }
+
+    /// Counts the interim heads at the start of what was read. Heads that are cut by the end of a read count once more or not at
+    /// all; the bound is for floods.
+    fn count_interim(&mut self, bytes: &[u8]) -> io::Result<()> {
+        const HEAD: &[u8] = b"HTTP/1.";
+        let is_interim = |bytes: &[u8]| bytes.len() > 9 && bytes.starts_with(HEAD) && bytes.get(8..10) == Some(b" 1");
+        let mut rest = bytes;
+        while is_interim(rest) {
+            self.interim += 1;
+            if self.interim > MAX_INTERIM {
+                return Err(io::Error::other(TooManyInterim));
+            }
+            match rest.windows(4).position(|end| end == b"\r\n\r\n") {
+                Some(end) => rest = rest.get(end + 4..).unwrap_or_default(),
+                None => return Ok(()),
+            }
+        }
+        self.in_final = !rest.is_empty();
+        Ok(())
+    }
+}
+
 macro_rules! each {
     ($self:expr, $io:ident => $call:expr) => {
-        match $self.get_mut() {
-            UpstreamIo::Tcp(io) => {
+        match &mut $self.get_mut().wire {
+            Wire::Tcp(io) => {
                 let $io = Pin::new(io);
                 $call
             }
-            UpstreamIo::Tls(io) => {
+            Wire::Tls(io) => {
                 let $io = Pin::new(io.as_mut());
                 $call
             }
-            UpstreamIo::Unix(io) => {
+            Wire::Unix(io) => {
                 let $io = Pin::new(io);
                 $call
             }
@@ -112,23 +223,30 @@ macro_rules! each {
 }
 
 impl AsyncRead for UpstreamIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self, io => io.poll_read(cx, buf))
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        std::task::ready!(each!(self.as_mut(), io => io.poll_read(cx, buf)))?;
+        if !self.in_final {
+            self.count_interim(buf.filled().get(before..).unwrap_or_default())?;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for UpstreamIo {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.as_mut().get_mut().request_written();
         each!(self, io => io.poll_write(cx, buf))
     }
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.as_mut().get_mut().request_written();
         each!(self, io => io.poll_write_vectored(cx, bufs))
     }
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Tcp(io) => io.is_write_vectored(),
-            Self::Tls(io) => io.is_write_vectored(),
-            Self::Unix(io) => io.is_write_vectored(),
+        match &self.wire {
+            Wire::Tcp(io) => io.is_write_vectored(),
+            Wire::Tls(io) => io.is_write_vectored(),
+            Wire::Unix(io) => io.is_write_vectored(),
         }
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -136,6 +254,16 @@ impl AsyncWrite for UpstreamIo {
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, io => io.poll_shutdown(cx))
+    }
+}
+
+impl UpstreamIo {
+    /// A request, or more of one, goes out: the next head is that of its response.
+    fn request_written(&mut self) {
+        if self.in_final {
+            self.in_final = false;
+            self.interim = 0;
+        }
     }
 }
 
@@ -173,29 +301,29 @@ impl Destination {
     /// [`ConnectError`]; the caller adds the timeout.
     pub async fn open(&self, addresses: &[SocketAddr], http1_only: bool) -> Result<UpstreamIo, ConnectError> {
         if let Address::Unix(path) = &self.address {
-            return UnixStream::connect(path).await.map(UpstreamIo::Unix).map_err(ConnectError::Io);
+            return UnixStream::connect(path).await.map(|io| UpstreamIo::new(Wire::Unix(io))).map_err(ConnectError::Io);
         }
         let tcp = happy_eyeballs(addresses).await.map_err(ConnectError::Io)?;
         // Latency beats packing: heads and chunks are written whole.
         tcp.set_nodelay(true).map_err(ConnectError::Io)?;
         match &self.tls {
-            None => Ok(UpstreamIo::Tcp(tcp)),
+            None => Ok(UpstreamIo::new(Wire::Tcp(tcp))),
             Some(tls) => match tls.connect(tcp, &self.tls_name, http1_only).await {
-                Ok((stream, _)) => Ok(UpstreamIo::Tls(Box::new(stream))),
+                Ok((stream, _)) => Ok(UpstreamIo::new(Wire::Tls(Box::new(stream)))),
                 Err(error) => Err(ConnectError::Tls(error)),
             },
         }
     }
 
-    /// Opens a connection that can take requests; its driver runs as a task of the current runtime until it ends.
+    /// Opens a connection that can take requests.
     ///
     /// # Errors
     /// [`ConnectError`]; the caller adds the timeout.
-    pub async fn connect(&self, addresses: &[SocketAddr], open: OpenConnection, http1_only: bool) -> Result<Sender, ConnectError> {
-        let io = self.open(addresses, http1_only).await?;
-        let h2 = match (&io, self.protocol) {
-            (UpstreamIo::Tls(tls), Protocol::Auto) => !http1_only && crate::tls::negotiated(tls.get_ref().1) == Alpn::H2,
-            (UpstreamIo::Tls(tls), Protocol::H2) => {
+    pub async fn connect(&self, addresses: &[SocketAddr], open: OpenConnection) -> Result<Sender, ConnectError> {
+        let io = self.open(addresses, false).await?;
+        let h2 = match (&io.wire, self.protocol) {
+            (Wire::Tls(tls), Protocol::Auto) => crate::tls::negotiated(tls.get_ref().1) == Alpn::H2,
+            (Wire::Tls(tls), Protocol::H2) => {
                 if crate::tls::negotiated(tls.get_ref().1) != Alpn::H2 {
                     return Err(ConnectError::Protocol("the endpoint does not offer HTTP/2"));
                 }
@@ -204,30 +332,42 @@ impl Destination {
             (_, Protocol::H2) => true,
             (_, Protocol::Auto | Protocol::Http1) => false,
         };
-        if h2 { handshake_h2(io, open).await } else { handshake_h1(io, open, http1_only).await }
+        if h2 { handshake_h2(io, open).await } else { handshake_h1(io, open).await }
+    }
+
+    /// Opens an HTTP/1.1 connection that can become a tunnel; its driver runs as a task of the current runtime until it ends.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; the caller adds the timeout.
+    pub async fn connect_for_tunnel(
+        &self,
+        addresses: &[SocketAddr],
+        open: OpenConnection,
+    ) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
+        let io = self.open(addresses, true).await?;
+        let (sender, connection) =
+            http1_builder().handshake(TokioIo::new(io)).await.map_err(|error| ConnectError::Io(io::Error::other(error)))?;
+        tokio::spawn(async move {
+            let _open = open;
+            // Errors reach the request.
+            let _ = connection.with_upgrades().await;
+        });
+        Ok(sender)
     }
 }
 
-async fn handshake_h1(io: UpstreamIo, open: OpenConnection, upgrades: bool) -> Result<Sender, ConnectError> {
-    let (sender, connection) = http1::Builder::new()
-        .max_headers(MAX_FIELDS)
-        .max_header_size(MAX_HEAD)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|error| ConnectError::Io(io::Error::other(error)))?;
-    if upgrades {
-        tokio::spawn(async move {
-            let _open = open;
-            // Errors reach the request that is using the connection; an idle one just ends.
-            let _ = connection.with_upgrades().await;
-        });
-    } else {
-        tokio::spawn(async move {
-            let _open = open;
-            let _ = connection.await;
-        });
-    }
-    Ok(Sender::H1(sender))
+/// hyper's own limit is 100 fields. Ours moves the parser's arrays to the heap, which costs a response about 2 %, but a backend
+/// with many cookies must not turn into a 502.
+fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.max_header_size(MAX_HEAD).max_headers(MAX_FIELDS);
+    builder
+}
+
+async fn handshake_h1(io: UpstreamIo, open: OpenConnection) -> Result<Sender, ConnectError> {
+    let (sender, connection) =
+        http1_builder().handshake(TokioIo::new(io)).await.map_err(|error| ConnectError::Io(io::Error::other(error)))?;
+    Ok(Sender::H1(H1 { sender, driver: Some(Box::new((connection, open))) }))
 }
 
 async fn handshake_h2(io: UpstreamIo, open: OpenConnection) -> Result<Sender, ConnectError> {
@@ -368,6 +508,26 @@ mod tests {
 
     fn run<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn interim_responses_are_counted_per_request_and_bodies_are_not_looked_at() {
+        run(async {
+            let (socket, _peer) = tokio::net::UnixStream::pair().unwrap();
+            let mut io = UpstreamIo::new(Wire::Unix(socket));
+            let interim = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n";
+            for _ in 0..MAX_INTERIM {
+                io.count_interim(interim).unwrap();
+            }
+            assert!(!io.in_final);
+            assert!(io.count_interim(interim).unwrap_err().get_ref().unwrap().is::<TooManyInterim>());
+            let mut io = UpstreamIo::new(Wire::Unix(tokio::net::UnixStream::pair().unwrap().0));
+            io.count_interim(&[interim.as_slice(), interim, b"HTTP/1.1 200 OK\r\n\r\n"].concat()).unwrap();
+            assert_eq!((io.interim, io.in_final), (2, true));
+            io.request_written();
+            assert_eq!((io.interim, io.in_final), (0, false));
+            assert!(io.count_interim(&interim.repeat(17)).is_err());
+        });
     }
 
     #[test]

@@ -176,6 +176,11 @@ impl Upstream {
         if self.rules.breaker { self.state.breaker.check(now, random) } else { Verdict::Pass }
     }
 
+    /// Whether [`Upstream::admit`] could ever say no.
+    pub fn has_breaker(&self) -> bool {
+        self.rules.breaker
+    }
+
     /// What `consistent_hash` hashes, best first; empty with other strategies.
     pub fn hash_selectors(&self) -> &[Selector] {
         &self.selectors

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use crate::config;
 use crate::http::body::RequestBody;
 use crate::telemetry::metrics::EndpointMetrics;
-use crate::upstream::connect::{ConnectError, Destination, Sender};
+use crate::upstream::connect::{ConnectError, Destination, H1, Sender};
 
 /// How long a connection may take to become ready again after its response ended, before it is closed: the upstream may have
 /// answered without reading the request body, and such a connection never becomes ready.
@@ -65,7 +65,7 @@ const HTTP_2: u8 = 2;
 
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    connection: H1,
     since: Instant,
 }
 
@@ -176,7 +176,7 @@ impl EndpointPool {
     pub fn checkout(self: &Arc<Self>, worker: usize, now: Instant) -> Option<Lease> {
         let idle_timeout = Duration::from_millis(self.idle_timeout.load(Relaxed));
         let mut kept = self.shard(worker);
-        while let Some(idle) = kept.idle.pop() {
+        while let Some(mut idle) = kept.idle.pop() {
             if now.saturating_duration_since(idle.since) >= idle_timeout {
                 // The others are older still.
                 let stale = std::mem::take(&mut kept.idle);
@@ -184,8 +184,8 @@ impl EndpointPool {
                 drop(stale);
                 return self.checkout_h2(worker);
             }
-            if idle.sender.is_ready() {
-                return Some(self.lease(Sender::H1(idle.sender), worker, true, None));
+            if idle.connection.is_ready() {
+                return Some(self.lease(Sender::H1(idle.connection), worker, true, None));
             }
         }
         drop(kept);
@@ -207,8 +207,9 @@ impl EndpointPool {
     }
 
     /// A stream on another worker's connection, where this one may not open its own.
-    fn borrow_h2(self: &Arc<Self>) -> Option<Lease> {
-        (0..self.shards.len()).find_map(|worker| self.checkout_h2(worker))
+    pub fn borrow(self: &Arc<Self>, worker: usize) -> Option<Lease> {
+        let shards = self.shards.len();
+        (0..shards).find_map(|next| self.checkout_h2((worker + next) % shards))
     }
 
     fn lease(self: &Arc<Self>, sender: Sender, worker: usize, reused: bool, streams: Option<Arc<Streams>>) -> Lease {
@@ -227,7 +228,7 @@ impl EndpointPool {
         timeout: Duration,
     ) -> Option<Result<Lease, ConnectError>> {
         while self.spoken.load(Relaxed) != HTTP_1 {
-            let Some(mut outcome) = self.opening(worker, addresses, timeout) else { return self.borrow_h2().map(Ok) };
+            let Some(mut outcome) = self.opening(worker, addresses, timeout) else { return self.borrow(worker).map(Ok) };
             let failed = match outcome.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.as_ref().and_then(|outcome| outcome.as_ref().err().map(ConnectError::again)),
                 // Its task ended without an outcome: the runtime is stopping.
@@ -242,9 +243,9 @@ impl EndpointPool {
         }
         let open = self.reserve(worker, false)?;
         let streams = Arc::clone(&open.streams);
-        let outcome = tokio::time::timeout(timeout, self.destination.connect(addresses, open, false)).await;
+        let outcome = tokio::time::timeout(timeout, self.destination.connect(addresses, open)).await;
         match self.connected(worker, streams, outcome.unwrap_or(Err(ConnectError::Timeout))) {
-            Ok(Some(sender)) => Some(Ok(self.lease(Sender::H1(sender), worker, false, None))),
+            Ok(Some(connection)) => Some(Ok(self.lease(Sender::H1(connection), worker, false, None))),
             Ok(None) => self.checkout_h2(worker).map(Ok),
             Err(error) => Some(Err(error)),
         }
@@ -262,10 +263,10 @@ impl EndpointPool {
         let (pool, addresses) = (Arc::clone(self), addresses.to_vec());
         tokio::spawn(async move {
             let streams = Arc::clone(&open.streams);
-            let outcome = tokio::time::timeout(timeout, pool.destination.connect(&addresses, open, false)).await;
-            let outcome = pool.connected(worker, streams, outcome.unwrap_or(Err(ConnectError::Timeout))).map(|sender| {
-                if let Some(sender) = sender {
-                    pool.give_back(sender, worker);
+            let outcome = tokio::time::timeout(timeout, pool.destination.connect(&addresses, open)).await;
+            let outcome = pool.connected(worker, streams, outcome.unwrap_or(Err(ConnectError::Timeout))).map(|connection| {
+                if let Some(connection) = connection {
+                    pool.give_back(connection, worker, Instant::now());
                 }
             });
             pool.shard(worker).opening = None;
@@ -275,16 +276,11 @@ impl EndpointPool {
     }
 
     /// Keeps a new HTTP/2 connection, or hands out a new HTTP/1.1 one.
-    fn connected(
-        &self,
-        worker: usize,
-        streams: Arc<Streams>,
-        outcome: Result<Sender, ConnectError>,
-    ) -> Result<Option<http1::SendRequest<RequestBody>>, ConnectError> {
+    fn connected(&self, worker: usize, streams: Arc<Streams>, outcome: Result<Sender, ConnectError>) -> Result<Option<H1>, ConnectError> {
         match outcome? {
-            Sender::H1(sender) => {
+            Sender::H1(connection) => {
                 self.spoken.store(HTTP_1, Relaxed);
-                Ok(Some(sender))
+                Ok(Some(connection))
             }
             Sender::H2(sender) => {
                 self.spoken.store(HTTP_2, Relaxed);
@@ -307,23 +303,23 @@ impl EndpointPool {
         timeout: Duration,
     ) -> Option<Result<http1::SendRequest<RequestBody>, ConnectError>> {
         let open = self.reserve(worker, true)?;
-        Some(match tokio::time::timeout(timeout, self.destination.connect(addresses, open, true)).await {
-            Err(_) => Err(ConnectError::Timeout),
-            Ok(Err(error)) => Err(error),
-            Ok(Ok(Sender::H1(sender))) => Ok(sender),
-            Ok(Ok(Sender::H2(_))) => Err(ConnectError::Protocol("a WebSocket needs an HTTP/1.1 endpoint")),
-        })
+        let connecting = self.destination.connect_for_tunnel(addresses, open);
+        Some(tokio::time::timeout(timeout, connecting).await.unwrap_or(Err(ConnectError::Timeout)))
     }
 
     /// Takes one of the `max_connections`; an idle connection of another worker makes room. With `h2` an unused HTTP/2 connection does, too; who
     /// can share it should do that instead.
     fn reserve(self: &Arc<Self>, worker: usize, h2: bool) -> Option<OpenConnection> {
         let taken = |open: usize| (open < self.max_connections).then_some(open + 1);
-        if self.open.try_update(Relaxed, Relaxed, taken).is_err() {
-            // Its count is given back when its task has seen that the sender is gone; it is replaced, not added to.
+        while self.open.try_update(Relaxed, Relaxed, taken).is_err() {
+            // The place of an HTTP/1.1 connection is free once it is dropped, and whoever is first takes it: only so are there never too
+            // many. One of HTTP/2 ends a moment later, when its task has seen that nobody holds it.
             let other = (0..self.shards.len()).find_map(|worker| self.shard(worker).give_up(h2))?;
+            if matches!(other, Sender::H2(_)) {
+                self.open.fetch_add(1, Relaxed);
+                break;
+            }
             drop(other);
-            self.open.fetch_add(1, Relaxed);
         }
         self.metrics.connection_opened(worker);
         // The peer's settings say how many.
@@ -372,18 +368,23 @@ impl EndpointPool {
         let mut kept = self.shard(worker);
         // Oldest first, since connections are pushed as they become idle.
         let fresh = kept.idle.iter().position(|idle| now.saturating_duration_since(idle.since) < idle_timeout).unwrap_or(kept.idle.len());
-        let stale: Vec<_> = kept.idle.drain(..fresh).collect();
+        let mut stale: Vec<_> = kept.idle.drain(..fresh).collect();
+        // Those that the upstream has closed go as well.
+        stale.extend(kept.idle.extract_if(.., |idle| !idle.connection.is_ready()));
         kept.h2.retain_mut(|shared| !shared.sender.is_closed() && !shared.idle_too_long(now, idle_timeout));
         drop(kept);
         drop(stale);
     }
 
-    fn give_back(&self, sender: http1::SendRequest<RequestBody>, worker: usize) {
+    fn give_back(&self, connection: H1, worker: usize, since: Instant) {
         let mut kept = self.shard(worker);
         if kept.idle.len() < self.max_idle {
-            kept.idle.push(Idle { sender, since: Instant::now() });
+            kept.idle.push(Idle { connection, since });
+            drop(kept);
+        } else {
+            drop(kept);
+            drop(connection);
         }
-        drop(kept);
         if self.waiting.load(Relaxed) > 0 {
             self.freed.notify_one();
         }
@@ -399,7 +400,7 @@ impl Kept {
     /// Takes out a connection without a request, to be dropped when the lock is gone; with `h2` also an HTTP/2 one.
     fn give_up(&mut self, h2: bool) -> Option<Sender> {
         if !self.idle.is_empty() {
-            return Some(Sender::H1(self.idle.remove(0).sender));
+            return Some(Sender::H1(self.idle.remove(0).connection));
         }
         let unused = self.h2.iter().position(Shared::is_unused).filter(|_| h2)?;
         Some(Sender::H2(self.h2.swap_remove(unused).sender))
@@ -431,18 +432,33 @@ impl Lease {
         &self.pool
     }
 
-    /// Gives the connection back after request and response both ended cleanly.
-    pub fn give_back(mut self) {
-        let Some(Sender::H1(mut sender)) = self.sender.take() else { return };
-        if sender.is_ready() {
-            self.pool.give_back(sender, self.worker);
-        } else if !sender.is_closed() {
-            let (pool, worker) = (Arc::clone(&self.pool), self.worker);
-            tokio::spawn(async move {
-                if let Ok(Ok(())) = tokio::time::timeout(READY_AGAIN, std::future::poll_fn(|cx| sender.poll_ready(cx))).await {
-                    pool.give_back(sender, worker);
-                }
-            });
+    /// Moves the bytes of an HTTP/1.1 connection; one of HTTP/2 has a task of its own.
+    pub fn drive(&mut self, cx: &mut std::task::Context<'_>) {
+        if let Some(Sender::H1(connection)) = &mut self.sender {
+            connection.drive(cx);
         }
+    }
+
+    /// The response ended as it should. A `reusable` connection goes back once the request has ended as well, idle since `since`; one
+    /// that has not within a second (the upstream answered without reading it) is closed.
+    pub fn give_back(mut self, reusable: bool, since: Instant) {
+        let Some(Sender::H1(mut connection)) = self.sender.take() else { return };
+        if connection.is_ready() {
+            if reusable {
+                self.pool.give_back(connection, self.worker, since);
+            }
+            return;
+        }
+        if connection.is_closed() {
+            return;
+        }
+        let (pool, worker) = (Arc::clone(&self.pool), self.worker);
+        tokio::spawn(async move {
+            if let Ok(true) = tokio::time::timeout(READY_AGAIN, connection.ready()).await
+                && reusable
+            {
+                pool.give_back(connection, worker, Instant::now());
+            }
+        });
     }
 }

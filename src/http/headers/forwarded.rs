@@ -117,10 +117,38 @@ fn insert_bytes(headers: &mut HeaderMap, name: &HeaderName, value: &[u8]) {
 /// The address as text, on the stack.
 fn address(ip: IpAddr) -> ([u8; 48], usize) {
     let mut buffer = [0; 48];
+    if let IpAddr::V4(ip) = unmap(ip) {
+        let length = decimal_octets(ip.octets(), &mut buffer);
+        return (buffer, length);
+    }
     let mut rest = &mut buffer[..];
     let fits = write!(rest, "{}", unmap(ip)).is_ok();
     let length = if fits { 48 - rest.len() } else { 0 };
     (buffer, length)
+}
+
+/// `a.b.c.d` without the formatting machinery, which costs as much as the rest of the forwarded fields.
+fn decimal_octets(octets: [u8; 4], buffer: &mut [u8; 48]) -> usize {
+    let mut length = 0;
+    let mut push = |byte: u8| {
+        if let Some(place) = buffer.get_mut(length) {
+            *place = byte;
+            length += 1;
+        }
+    };
+    for (index, octet) in octets.into_iter().enumerate() {
+        if index > 0 {
+            push(b'.');
+        }
+        if octet >= 100 {
+            push(b'0' + octet / 100);
+        }
+        if octet >= 10 {
+            push(b'0' + octet / 10 % 10);
+        }
+        push(b'0' + octet % 10);
+    }
+    length
 }
 
 fn is_number(value: &HeaderValue) -> bool {
@@ -235,6 +263,11 @@ mod tests {
         let longest: IpAddr = "1111:2222:3333:4444:5555:6666:7777:8888".parse().unwrap();
         let (buffer, length) = address(longest);
         assert_eq!(&buffer[..length], longest.to_string().as_bytes());
+        for v4 in ["0.0.0.0", "9.10.99.100", "101.110.200.255", "127.0.0.1"] {
+            let ip: IpAddr = v4.parse().unwrap();
+            let (buffer, length) = address(ip);
+            assert_eq!(&buffer[..length], v4.as_bytes());
+        }
         let mut headers = HeaderMap::new();
         append_peer(&mut headers, &FORWARDED, longest, true);
         assert_eq!(headers[FORWARDED], "for=\"[1111:2222:3333:4444:5555:6666:7777:8888]\"");

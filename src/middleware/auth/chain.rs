@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue};
 use tokio::sync::{oneshot, watch};
 
@@ -78,6 +79,20 @@ struct Spot {
     rivals: Vec<Arc<Jwt>>,
 }
 
+/// Where a credential that has done its work stands.
+#[derive(Debug)]
+#[must_use = "a credential must not travel upstream"]
+pub struct Spent<'c>(Option<&'c Place>);
+
+impl Spent<'_> {
+    /// Takes the credential out of the request, unless it is to be kept.
+    pub fn remove(self, headers: &mut HeaderMap, target: &mut PathAndQuery) {
+        if let Some(place) = self.0 {
+            place.remove(headers, target);
+        }
+    }
+}
+
 /// Who decides about a request.
 enum Decision<'c> {
     /// Nothing was sent.
@@ -129,15 +144,16 @@ impl AuthChain {
         })
     }
 
-    /// Decides about a request: sets `identity` or `auth_error`, and takes the credential out of `headers` and `target`.
+    /// Decides about a request: sets `identity` or `auth_error`. The credential is still in `headers` and `target`, for limits
+    /// that count by it; [`Spent::remove`] takes it out before anything goes upstream.
     ///
     /// Does not wait when the answer is at hand: a remembered credential, a token whose key is there, an API key, a certificate.
     ///
     /// # Errors
     /// 401, 403 or 503, ready to be answered.
-    pub async fn check(&self, ex: &mut Exchange, headers: &mut HeaderMap) -> Result<(), Box<Refusal>> {
+    pub async fn check(&self, ex: &mut Exchange, headers: &HeaderMap) -> Result<Spent<'_>, Box<Refusal>> {
         let (authenticator, place, answer) = match self.decide(ex, headers) {
-            Decision::Nobody if self.optional && self.scopes.is_empty() && self.claims.is_empty() => return Ok(()),
+            Decision::Nobody if self.optional && self.scopes.is_empty() && self.claims.is_empty() => return Ok(Spent(None)),
             Decision::Nobody => return Err(self.refuse(ex, AuthError::Missing, false, false)),
             Decision::Refused { error, bearer } => return Err(self.refuse(ex, error, bearer, false)),
             Decision::By { authenticator, place, answer } => (authenticator, place, answer),
@@ -152,12 +168,12 @@ impl AuthChain {
         };
         let bearer = authenticator.is_bearer();
         let identity = outcome.map_err(|error| self.refuse(ex, error, bearer, bearer))?;
-        if !authenticator.keep {
-            place.remove(headers, &mut ex.target);
-        }
         let allowed = self.allows(&identity);
         ex.identity = Some(identity);
-        allowed.map_err(|error| self.refuse(ex, error, bearer, false))
+        match allowed {
+            Ok(()) => Ok(Spent((!authenticator.keep).then_some(place))),
+            Err(error) => Err(self.refuse(ex, error, bearer, false)),
+        }
     }
 
     fn refuse(&self, ex: &mut Exchange, error: AuthError, bearer: bool, told: bool) -> Box<Refusal> {

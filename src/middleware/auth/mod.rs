@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use http::HeaderName;
 
-pub use chain::AuthChain;
+pub use chain::{AuthChain, Spent};
 pub use failure::AuthError;
 pub use new_key::new_key;
 
@@ -126,6 +126,14 @@ impl Authenticators {
     /// Headers that only the gateway may set: every target of a `forward`, lower case, with `_` as `-`.
     pub fn protected_headers(&self) -> impl Iterator<Item = HeaderName> + '_ {
         self.all().flat_map(|authenticator| authenticator.forward().protected())
+    }
+
+    /// Headers that carry credentials: trailers must not.
+    pub fn credential_headers(&self) -> impl Iterator<Item = &HeaderName> {
+        self.all().flat_map(|authenticator| &authenticator.places).filter_map(|place| match place {
+            Place::Header(name) => Some(name),
+            Place::Scheme(_) | Place::Query(_) | Place::Cookie(_) | Place::Certificate => None,
+        })
     }
 
     /// Query parameters that carry credentials: `***` in logs. Names as they are when decoded.

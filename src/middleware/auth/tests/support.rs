@@ -139,7 +139,7 @@ pub(super) async fn ask_with(chain: &AuthChain, lines: &[(&str, &str)], target: 
         auth_error: None,
         rate_limit: None,
     };
-    let result = chain.check(&mut exchange, &mut headers).await;
+    let result = chain.check(&mut exchange, &headers).await.map(|spent| spent.remove(&mut headers, &mut exchange.target));
     Asked { result, exchange, headers }
 }
 
