@@ -219,7 +219,9 @@ impl Server {
                                 async move { Ok::<_, Infallible>(dispatch(greeter, request).await) }
                             });
                             // A connection that breaks is the test's business.
-                            let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service).await;
+                            let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                                .serve_connection(TokioIo::new(socket), service)
+                                .await;
                         });
                     }
                 };
@@ -343,7 +345,8 @@ fn a_deadline_is_told_upstream_and_kept_by_the_gateway() {
         assert!(took >= Duration::from_millis(290) && took < Duration::from_secs(3), "{took:?}");
     });
     let timeouts = server.greeter.timeouts.lock().unwrap().clone();
-    let parse = |text: &str| text[..text.len() - 1].parse::<u64>().unwrap() * if text.ends_with('u') { 1 } else { panic!("unit of {text}") };
+    let parse =
+        |text: &str| text[..text.len() - 1].parse::<u64>().unwrap() * if text.ends_with('u') { 1 } else { panic!("unit of {text}") };
     let first = parse(&timeouts[0]);
     assert!((3_000_000..=5_000_000).contains(&first), "{timeouts:?}");
     let second = parse(&timeouts[1]);
@@ -387,7 +390,9 @@ fn a_client_that_cancels_cancels_upstream() {
             let mut raw = Client::connect(gateway.address()).await;
             let body = message(if call == "/greeter/unary" { b"hang" } else { b"endless" });
             let (response, stream) = raw.start(grpc(call, &[]), &body).await.unwrap();
-            let body = if call == "/greeter/server" { Some(response.await.unwrap().into_body()) } else {
+            let body = if call == "/greeter/server" {
+                Some(response.await.unwrap().into_body())
+            } else {
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 drop(response);
                 None
@@ -487,9 +492,17 @@ fn errors_of_the_gateway_are_grpc_statuses() {
     block_on(async {
         let mut raw = Client::connect(gateway.address()).await;
         raw.ask(grpc("/limit/x", &[]), &message(b"x")).await.unwrap();
-        for (path, status) in
-            [("/auth/x", "16"), ("/ip/x", "7"), ("/limit/x", "8"), ("/large/x", "8"), ("/refused/x", "14"), ("/one/x", "14"), ("/gone/x", "14"), ("/get", "12"), ("/none", "12")]
-        {
+        for (path, status) in [
+            ("/auth/x", "16"),
+            ("/ip/x", "7"),
+            ("/limit/x", "8"),
+            ("/large/x", "8"),
+            ("/refused/x", "14"),
+            ("/one/x", "14"),
+            ("/gone/x", "14"),
+            ("/get", "12"),
+            ("/none", "12"),
+        ] {
             let reply = raw.ask(grpc(path, &[("content-length", "10")]), &message(b"hello")).await.unwrap();
             assert_eq!((reply.status, reply.header("grpc-status")), (200, Some(status)), "{path}");
             assert_eq!(reply.header("content-type"), Some("application/grpc"));
@@ -533,7 +546,8 @@ fn grpc_health_checks_decide_who_gets_calls() {
     let verdict = |status: u8| {
         move |(request, respond): h2::Stream| async move {
             if request.uri().path() == "/grpc.health.v1.Health/Check" {
-                reply((request, respond), 200, &[("content-type", "application/grpc")], &message(&[8, status]), &[("grpc-status", "0")]).await;
+                reply((request, respond), 200, &[("content-type", "application/grpc")], &message(&[8, status]), &[("grpc-status", "0")])
+                    .await;
             } else {
                 reply((request, respond), 200, &[("content-type", "application/grpc")], &message(b"served"), &[("grpc-status", "0")]).await;
             }

@@ -107,7 +107,10 @@ fn the_handshake_goes_on_as_it_came() {
     let upstream = echo(&ended);
     let gateway = Gateway::to(upstream.address, "");
     let mut raw = gateway.connect();
-    raw.send(handshake("/chat?x=1", "Sec-WebSocket-Protocol: chat, superchat\r\nSec-WebSocket-Extensions: permessage-deflate\r\nOrigin: https://a.example\r\n"));
+    raw.send(handshake(
+        "/chat?x=1",
+        "Sec-WebSocket-Protocol: chat, superchat\r\nSec-WebSocket-Extensions: permessage-deflate\r\nOrigin: https://a.example\r\n",
+    ));
     let answer = raw.wire.answer_head();
     assert_eq!(answer.status, 101);
     for (name, value) in [
