@@ -114,7 +114,11 @@ impl Cors {
         for (name, value) in fields {
             // A map names a field once and then goes on with its further values: only requested headers have those.
             if let Some(name) = name {
-                if name == VARY { response.append(name, value) } else { response.insert(name, value).is_some() };
+                if name == VARY {
+                    response.append(name, value)
+                } else {
+                    response.insert(name, value).is_some()
+                };
             } else {
                 response.append(ACCESS_CONTROL_ALLOW_HEADERS, value);
             }

@@ -1,8 +1,8 @@
 //! `authenticators` and `auth`: who gets in, what the others are told, and what goes upstream.
 
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use std::sync::Arc;
+use std::sync::Mutex;
 
 use jsonwebtoken::Algorithm;
 use serde_json::json;
@@ -103,7 +103,8 @@ fn tokens_of_every_key_family_are_verified_from_files_and_pem() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("keys.json"), jwks(&keys.iter().collect::<Vec<_>>())).unwrap();
     let mut authenticators =
-        "  file: { jwt: { issuer: 'https://id.test', audience: [api], algorithms: [ES256, EdDSA, RS256, PS256], jwks: keys.json } }\n".to_owned();
+        "  file: { jwt: { issuer: 'https://id.test', audience: [api], algorithms: [ES256, EdDSA, RS256, PS256], jwks: keys.json } }\n"
+            .to_owned();
     let mut routes = "  - { match: /file, auth: file, upstream: up }\n".to_owned();
     for (key, algorithm) in keys.iter().zip(["ES256", "EdDSA", "RS256", "PS256"]) {
         std::fs::write(dir.path().join(format!("{}.pem", key.kid)), &key.pem).unwrap();
@@ -161,7 +162,9 @@ fn log_and_metrics_have_the_exact_cause() {
     let changed = |other| bearer(&hs256(&with(claims(), other)));
     let now = tokens::now();
     let none = bearer(&tokens::raw(r#"{"alg":"none"}"#, &claims().to_string(), b""));
-    let forged = bearer(&jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims(), &jsonwebtoken::EncodingKey::from_secret(b"other")).unwrap());
+    let forged = bearer(
+        &jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims(), &jsonwebtoken::EncodingKey::from_secret(b"other")).unwrap(),
+    );
     for (path, field, value, route, cause, status) in [
         ("/t/missing", "X-None", "1".to_owned(), "r", "missing", 401),
         ("/t/malformed", "Authorization", "Bearer abc".to_owned(), "r", "malformed", 401),
@@ -223,7 +226,8 @@ fn scopes_and_claims_must_hold() {
       - { match: /any, auth: { any: [main], claims: { tenant: '*' } }, upstream: up }
 ",
     );
-    let ask = |path: &str, other: serde_json::Value| with_fields(&gateway, path, &[("Authorization", &bearer(&hs256(&with(claims(), other))))]);
+    let ask =
+        |path: &str, other: serde_json::Value| with_fields(&gateway, path, &[("Authorization", &bearer(&hs256(&with(claims(), other))))]);
     assert_eq!(ask("/read", json!({})).status, 200);
     assert_eq!(ask("/read", json!({ "scope": null, "scp": ["a", "orders:read"] })).status, 200);
     let both = ask("/both", json!({}));
@@ -361,7 +365,9 @@ fn credentials_stop_here_wherever_they_stand() {
         assert!(!format!("{seen:?}").contains(&token), "{seen:?}");
     }
     assert!(!gateway.log_text().contains(&token));
-    let logged = eventually("the query is logged", || gateway.log().into_iter().find(|line| line["path"] == "/s" && line["query"].as_str().is_some_and(|query| query.contains("token"))));
+    let logged = eventually("the query is logged", || {
+        gateway.log().into_iter().find(|line| line["path"] == "/s" && line["query"].as_str().is_some_and(|query| query.contains("token")))
+    });
     assert_eq!(logged["query"], "a=%2F&token=***&b=2");
 }
 
@@ -404,11 +410,7 @@ fn hostile_tokens_are_refused() {
     }
     let ec = Key::ec("lure");
     let (lure_at, jwk) = (lure.address, &ec.jwk);
-    for extra in [
-        format!(r#""jwk":{jwk}"#),
-        format!(r#""jku":"http://{lure_at}/""#),
-        format!(r#""x5u":"http://{lure_at}/""#),
-    ] {
+    for extra in [format!(r#""jwk":{jwk}"#), format!(r#""jku":"http://{lure_at}/""#), format!(r#""x5u":"http://{lure_at}/""#)] {
         let message = format!("{}.{}", tokens::b64(format!(r#"{{"alg":"RS256","kid":"lure",{extra}}}"#)), tokens::b64(&good));
         bad.push(("/set", format!("{message}.{}", rsa.sign(&claims()).rsplit('.').next().unwrap())));
     }

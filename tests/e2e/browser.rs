@@ -114,5 +114,9 @@ fn a_browser_can_read_what_the_gateway_allows_and_nothing_else() {
     }
     assert_eq!(seen["star"]["status"], 200);
     assert!(upstream.requests().iter().all(|request| request.method != "PATCH" && !request.has("x-unlisted")));
-    assert_eq!(upstream.requests().iter().filter(|request| request.method == "PUT").count(), 1, "the foreign page's preflight kept it away");
+    assert_eq!(
+        upstream.requests().iter().filter(|request| request.method == "PUT").count(),
+        1,
+        "the foreign page's preflight kept it away"
+    );
 }

@@ -300,14 +300,18 @@ routes:
     see(&process.ask(0, &format!("GET /jwt HTTP/1.1\r\nHost: a\r\nHost: b\r\nAuthorization: Bearer {good}\r\n\r\n")));
     let local = ("Host", "localhost");
     let token = format!("Bearer {ADMIN}");
-    let mut admin = |method: &str, path: &str, value: &str| see(&process.ask(1, &request(method, path, &[local, ("Authorization", value)], "")));
+    let mut admin =
+        |method: &str, path: &str, value: &str| see(&process.ask(1, &request(method, path, &[local, ("Authorization", value)], "")));
     for path in ["/config", "/info", "/routes", "/upstreams", "/metrics", "/health", "/ready"] {
         assert_eq!(admin("GET", path, &token), 200, "{path}");
     }
     assert_eq!(admin("GET", "/config", &bearer(wrong[1])), 401);
     // A reload that fails beside secrets.
     let file = process.dir.path().join("gateway.yaml");
-    let broken = std::fs::read_to_string(&file).unwrap().replace("secret: '${", "algorithm: x, secret: '${").replace("x-inner: '", "x-inner: '{nope}");
+    let broken = std::fs::read_to_string(&file)
+        .unwrap()
+        .replace("secret: '${", "algorithm: x, secret: '${")
+        .replace("x-inner: '", "x-inner: '{nope}");
     std::fs::write(&file, broken.replace(&key_hash, &format!("{key_hash}zz")).replace("redis://:", "redis://a b:")).unwrap();
     assert_eq!(admin("POST", "/reload", &token), 422);
     assert_eq!(admin("GET", "/info", &token), 200);

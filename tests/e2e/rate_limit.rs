@@ -213,7 +213,8 @@ fn a_users_limit_is_the_users_and_address_limits_come_before_auth() {
 #[test]
 fn a_limit_after_auth_still_counts_by_the_credential_it_names() {
     // `user` makes it wait for auth, which takes the key out of the request; the limit counts by what the client sent.
-    let (gateway, upstream) = users("[{ by: ['header:x-tenant', user], rate: 1/h }, { by: ['header:x-api-key', user], rate: 2/h, name: key }]");
+    let (gateway, upstream) =
+        users("[{ by: ['header:x-tenant', user], rate: 1/h }, { by: ['header:x-api-key', user], rate: 2/h, name: key }]");
     let ask = |tenant: &str| gateway.request("GET", "/", &[("X-Api-Key", "foo"), ("X-Tenant", tenant)], "");
     assert_eq!((ask("a").status, ask("b").status), (200, 200));
     let third = ask("c");
@@ -223,9 +224,7 @@ fn a_limit_after_auth_still_counts_by_the_credential_it_names() {
 
 #[test]
 fn retries_and_websockets_count_once_and_preflights_not_at_all() {
-    let upstream = Upstream::serve(|request, conn| {
-        if request.target == "/retry" { conn.answer(503, "", "") } else { conn.ok("hi") }
-    });
+    let upstream = Upstream::serve(|request, conn| if request.target == "/retry" { conn.answer(503, "", "") } else { conn.ok("hi") });
     let yaml = "
         upstreams: { up: { endpoints: [http://@0] } }
         routes:
@@ -254,7 +253,8 @@ fn retries_and_websockets_count_once_and_preflights_not_at_all() {
 
 #[test]
 fn an_upstreams_own_fields_are_replaced() {
-    let upstream = Upstream::serve(|_, conn| conn.answer(200, "ratelimit: \"theirs\";r=1;t=1\r\nratelimit-policy: \"theirs\";q=1\r\n", "hi"));
+    let upstream =
+        Upstream::serve(|_, conn| conn.answer(200, "ratelimit: \"theirs\";r=1;t=1\r\nratelimit-policy: \"theirs\";q=1\r\n", "hi"));
     let gateway = Gateway::to(upstream.address, "rate_limit: [{ by: ip, rate: 9/h }]");
     let answer = gateway.get("/");
     assert_eq!(answer.all("ratelimit"), ["\"ip\";r=8;t=400"]);
@@ -284,6 +284,15 @@ fn a_rate_or_burst_of_nothing_is_refused_at_load() {
     }
 }
 
+/// A port that nobody listens on, outside of the range that the kernel gives out by itself: it must still be free after a restart.
+fn free_port() -> u16 {
+    let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), Instant::now());
+    (0..1_000)
+        .map(|n| 12_000 + u16::try_from((random.wrapping_add(n)) % 18_000).unwrap())
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .unwrap()
+}
+
 /// A Redis of one test; ended with it.
 struct Redis {
     port: u16,
@@ -292,7 +301,7 @@ struct Redis {
 
 impl Redis {
     fn start() -> Self {
-        let mut redis = Self { port: TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(), child: None };
+        let mut redis = Self { port: free_port(), child: None };
         redis.restart();
         redis
     }
@@ -305,7 +314,10 @@ impl Redis {
             .spawn()
             .expect("these tests need `redis-server` (Debian package redis-server; scripts/test installs it)");
         self.child = Some(child);
-        eventually("redis listens", || std::net::TcpStream::connect(("127.0.0.1", self.port)).ok());
+        eventually("redis answers", || {
+            let mut client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap().get_connection().ok()?;
+            redis::cmd("PING").query::<String>(&mut client).ok()
+        });
     }
     fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
