@@ -99,6 +99,15 @@ fn fields(list: &[(&'static str, &str)]) -> HeaderMap {
     headers
 }
 
+/// A map as the parser leaves it: `clone` would leave no room for a field more.
+fn copy(of: &HeaderMap) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(of.len());
+    for (name, value) in of {
+        headers.append(name.clone(), value.clone());
+    }
+    headers
+}
+
 /// Times `step` alone; what `prepare` does is not counted.
 fn row<T>(name: &str, mut prepare: impl FnMut() -> T, mut step: impl FnMut(&mut T)) {
     let (mut spent, mut allocated) = (Duration::ZERO, 0);
@@ -188,22 +197,22 @@ fn main() {
     row("nothing (the clock)", || (), |()| {});
     row("ip", exchange, |ex| route.ip.as_ref().unwrap().check(ex.client_ip).unwrap());
     row("cors, way in, not a preflight", || (), |()| drop(black_box(cors.preflight(&Method::GET, &request))));
-    row("cors, way back, no origin", || response.clone(), |response| cors.apply(None, response));
-    row("cors, way back, allowed origin", || response.clone(), |response| cors.apply(Some(&origin), response));
+    row("cors, way back, no origin", || copy(&response), |response| cors.apply(None, response));
+    row("cors, way back, allowed origin", || copy(&response), |response| cors.apply(Some(&origin), response));
     row("rate_limit by ip", exchange, |ex| passed(route.limits.as_ref().unwrap().check_address(ex, &request, ex.started)));
     row("rate_limit by user and global", exchange, |ex| passed(route.limits.as_ref().unwrap().check_identity(ex, &request, ex.started)));
     row("auth, jwt seen before", exchange, |ex| {
         now(route.auth.as_ref().unwrap().check(ex, &request)).map(|credential| black_box(credential)).map(drop).unwrap();
     });
     row("auth, api key", exchange, |ex| now(keys.auth.as_ref().unwrap().check(ex, &request)).map(drop).unwrap());
-    row("forwarded fields", || (exchange(), request.clone()), |(ex, headers)| forwarded(ex, headers));
-    row("headers.request", || (exchange(), request.clone()), |(ex, headers)| route.headers.request(ex, headers));
-    row("headers.response", || (exchange(), response.clone()), |(ex, headers)| route.headers.response(ex, headers, false));
-    row("the chain, way in", || (exchange(), request.clone()), |(ex, headers)| way_in(&route, ex, headers));
-    row("the chain, way in, from a page", || (exchange(), from_page.clone()), |(ex, headers)| way_in(&route, ex, headers));
+    row("forwarded fields", || (exchange(), copy(&request)), |(ex, headers)| forwarded(ex, headers));
+    row("headers.request", || (exchange(), copy(&request)), |(ex, headers)| route.headers.request(ex, headers));
+    row("headers.response", || (exchange(), copy(&response)), |(ex, headers)| route.headers.response(ex, headers, false));
+    row("the chain, way in", || (exchange(), copy(&request)), |(ex, headers)| way_in(&route, ex, headers));
+    row("the chain, way in, from a page", || (exchange(), copy(&from_page)), |(ex, headers)| way_in(&route, ex, headers));
     row(
         "the chain, both ways",
-        || (exchange(), request.clone(), response.clone()),
+        || (exchange(), copy(&request), copy(&response)),
         |(ex, headers, response)| {
             way_in(&route, ex, headers);
             route.headers.response(ex, response, false);

@@ -138,6 +138,9 @@ fn winner(out: &mut String, snapshot: &Snapshot, index: usize) {
     if let Some(retry) = &route.retry {
         step("retry", format!("{} more", retry.attempts));
     }
+    if let Some((mirror, _)) = &route.mirror {
+        step("mirror", format!("{} to {}", mirror.percent, target(snapshot, &resolve::Target::Upstream(mirror.upstream.clone()))));
+    }
     step("target", target(snapshot, &route.target));
 }
 

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::Reason;
@@ -17,12 +17,27 @@ use crate::gateway::snapshot::Snapshot;
 use crate::http::body::ClientBody;
 use crate::http::clock::{Clock, Phase};
 use crate::http::connection::ConnectionState;
+use crate::http::grpc_web;
 use crate::telemetry::access_log::Entry;
 use crate::upstream::client::UpstreamBody;
 
-/// Why a response body was cut; hyper closes the connection or resets the stream over it.
+/// Why a response body was cut; hyper closes the connection over it, or resets the stream with the code found here.
 #[derive(Debug)]
-pub struct Cut;
+pub struct Cut(Option<h2::Error>);
+
+impl Cut {
+    /// What an upstream's error means to the client: a reset passes on with its code.
+    pub fn by_upstream(error: &hyper::Error) -> Self {
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            if let Some(reason) = error.downcast_ref::<h2::Error>().filter(|error| error.is_reset()).and_then(h2::Error::reason) {
+                return Self(Some(reason.into()));
+            }
+            cause = error.source();
+        }
+        Self(None)
+    }
+}
 
 impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,7 +45,11 @@ impl fmt::Display for Cut {
     }
 }
 
-impl std::error::Error for Cut {}
+impl std::error::Error for Cut {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.as_ref().map(|error| error as _)
+    }
+}
 
 /// A body behind a pointer, for the rare adapters (gRPC, gRPC-Web).
 pub type Adapted = Pin<Box<dyn Body<Data = Bytes, Error = Cut> + Send>>;
@@ -45,6 +64,8 @@ pub enum Source {
     Upstream(UpstreamBody),
     /// An upstream, through an adapter.
     Adapted(Adapted),
+    /// The same for a gRPC-Web client, who gets the trailers in the body.
+    Web(Adapted, grpc_web::Call),
     /// None: the connection becomes a tunnel once the head is out.
     Tunnel(Box<crate::gateway::tunnel::Opening>),
 }
@@ -55,6 +76,8 @@ pub struct ResponseBody {
     finish: Option<Box<Finish>>,
     bytes: u64,
     complete: bool,
+    /// The source was cut; told to hyper only when it has flushed what came before.
+    cutting: Option<Cut>,
 }
 
 impl fmt::Debug for ResponseBody {
@@ -70,17 +93,17 @@ impl ResponseBody {
             Source::Tunnel(opening) => {
                 finish.clock.enter(Phase::Tunnel, Instant::now());
                 opening.start(finish);
-                return Self { source: Source::Empty, finish: None, bytes: 0, complete: true };
+                return Self { source: Source::Empty, finish: None, bytes: 0, complete: true, cutting: None };
             }
             other => other,
         };
         let complete = bodiless || matches!(source, Source::Empty);
-        Self { source, finish: Some(finish), bytes: 0, complete }
+        Self { source, finish: Some(finish), bytes: 0, complete, cutting: None }
     }
 
     /// A body that nobody accounts for.
     pub fn unaccounted(bytes: Bytes) -> Self {
-        Self { source: Source::Full(bytes), finish: None, bytes: 0, complete: true }
+        Self { source: Source::Full(bytes), finish: None, bytes: 0, complete: true, cutting: None }
     }
 
     fn end(&mut self, cut: Option<Reason>) {
@@ -94,7 +117,7 @@ impl ResponseBody {
             Source::Empty | Source::Tunnel(_) => true,
             Source::Full(bytes) => bytes.is_empty(),
             Source::Upstream(body) => body.is_end_stream(),
-            Source::Adapted(body) => body.is_end_stream(),
+            Source::Adapted(body) | Source::Web(body, _) => body.is_end_stream(),
         }
     }
 }
@@ -105,12 +128,17 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
+        if let Some(cut) = this.cutting.take() {
+            return Poll::Ready(Some(Err(cut)));
+        }
         let frame = match &mut this.source {
             Source::Empty | Source::Tunnel(_) => None,
             Source::Full(bytes) if bytes.is_empty() => None,
             Source::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
-            Source::Upstream(body) => std::task::ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(|_| Cut)),
-            Source::Adapted(body) => std::task::ready!(body.as_mut().poll_frame(cx)),
+            Source::Upstream(body) => {
+                std::task::ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(|error| Cut::by_upstream(&error)))
+            }
+            Source::Adapted(body) | Source::Web(body, _) => std::task::ready!(body.as_mut().poll_frame(cx)),
         };
         match frame {
             None => {
@@ -120,13 +148,24 @@ impl Body for ResponseBody {
             }
             Some(Err(cut)) => {
                 this.end(Some(Reason::UpstreamTruncated));
-                Poll::Ready(Some(Err(cut)))
+                // An error makes hyper drop what it has buffered, and that may be the head.
+                this.cutting = Some(cut);
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
             Some(Ok(mut frame)) => {
+                if let (Some(trailers), Some(finish)) = (frame.trailers_mut(), &mut this.finish) {
+                    finish.trailers(trailers);
+                }
+                if let Source::Web(_, call) = &this.source {
+                    frame = call.response_frame(frame);
+                }
                 if let Some(data) = frame.data_ref() {
                     this.bytes += data.len() as u64;
-                } else if let (Some(trailers), Some(finish)) = (frame.trailers_mut(), &mut this.finish) {
-                    finish.trailers(trailers);
+                    if let Some(finish) = this.finish.as_ref().filter(|finish| finish.connection.is_none()) {
+                        // An HTTP/2 stream has no socket of its own that would tell its clock.
+                        finish.clock.moved(data.len());
+                    }
                 }
                 if this.source_ended() {
                     // hyper does not ask again once it knows that this was the last frame.
@@ -148,6 +187,8 @@ impl Body for ResponseBody {
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Upstream(body) => body.size_hint(),
             Source::Adapted(body) => body.size_hint(),
+            // Unknown: trailers add to it.
+            Source::Web(..) => SizeHint::new(),
         }
     }
 }
@@ -170,6 +211,8 @@ pub struct Finish {
     pub route: Option<Arc<Route>>,
     /// When its head was complete.
     pub started: Instant,
+    /// Protocol version of the request.
+    pub version: Version,
     /// Method, for the metrics.
     pub method: http::Method,
     /// Status sent.
@@ -230,7 +273,8 @@ impl Finish {
         }
         let unread = self.body.as_ref().is_some_and(|body| !body.ended());
         if let Some(connection) = &self.connection {
-            connection.abort.store(!complete, Relaxed);
+            // An HTTP/1.0 body may end with the connection: only a reset shows that it was cut.
+            connection.abort.store(!complete && self.version == Version::HTTP_10, Relaxed);
             if unread {
                 connection.linger.store(true, Relaxed);
             }
@@ -244,10 +288,13 @@ impl Finish {
         if let Some(reason) = reason {
             metrics.error(self.worker, reason);
         }
-        if self.grpc
-            && let Some(status) = self.grpc_status
-        {
-            metrics.grpc(self.worker, status);
+        if self.grpc {
+            if !complete && reason == Some(Reason::ClientClosed) {
+                self.grpc_status = Some(Reason::ClientClosed.grpc_status());
+            }
+            if let Some(status) = self.grpc_status {
+                metrics.grpc(self.worker, status);
+            }
         }
         self.snapshot.metrics.request_ended(self.worker);
         if let Some(mut entry) = self.entry.take() {

@@ -274,6 +274,7 @@ fn finish(inbound: &Inbound, ex: &Exchange, head: &request::Parts) -> Finish {
         snapshot: Arc::clone(&inbound.snapshot),
         route: None,
         started: ex.started,
+        version: ex.version,
         method: ex.method.clone(),
         status: 0,
         reason: None,
@@ -407,7 +408,7 @@ fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts) -> 
         ex.target = target;
     }
     check_grpc(ex, cx, head)?;
-    if hop.te_trailers && cx.grpc {
+    if hop.te_trailers {
         head.headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
     }
     Ok(())
@@ -477,7 +478,7 @@ async fn complete(
         headers.insert(name.clone(), ex.request_id.clone());
     }
     if cx.state.is_some() {
-        close |= !matches!(answer.source, Source::Upstream(_) | Source::Adapted(_)) && !body_is_dropped(&mut cx).await;
+        close |= !matches!(answer.source, Source::Upstream(_) | Source::Adapted(_) | Source::Web(..)) && !body_is_dropped(&mut cx).await;
         if close {
             headers_close(&mut answer.parts.headers);
         }

@@ -4,6 +4,7 @@ pub mod answer;
 pub mod custom;
 mod deadline;
 pub mod handle;
+pub mod mirror;
 pub mod route;
 pub mod shared;
 pub mod snapshot;

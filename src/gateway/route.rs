@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, response};
 
 use crate::error::{Reason, Refusal};
 use crate::gateway::handle::{Answer, Context, CorsFields};
+use crate::gateway::mirror::MirrorTarget;
 use crate::gateway::target::{Outgoing, Target};
 use crate::http::Exchange;
 use crate::http::headers::{Forwarding, join_cookies, set_forwarded};
@@ -47,6 +48,8 @@ pub struct Route {
     pub idle_timeout: Option<Duration>,
     /// `retry`.
     pub retry: Option<RetryPolicy>,
+    /// `mirror`.
+    pub mirror: Option<MirrorTarget>,
     /// What answers.
     pub target: Target,
 }

@@ -10,6 +10,7 @@ use crate::config::server::Log;
 use crate::config::upstream as config;
 use crate::gateway::custom::Middleware;
 use crate::middleware::{auth, rate_limit};
+use crate::targets::mirror;
 use crate::telemetry::access_log::{AccessLog, Options};
 use crate::telemetry::events;
 use crate::telemetry::metrics::Metrics;
@@ -28,6 +29,8 @@ pub struct Shared {
     pub limits: Arc<rate_limit::Registry>,
     /// Authenticators that serve now.
     pub auth: auth::Registry,
+    /// Room for copies of mirrored requests.
+    pub mirrors: Arc<mirror::Room>,
     /// A library user's own steps of the chain.
     pub middleware: Arc<[Arc<dyn Middleware>]>,
     /// Runtime of background work; `None` when a configuration is only checked.
@@ -64,6 +67,7 @@ impl Shared {
             metrics: Metrics::new(workers, env!("CARGO_PKG_VERSION"), crate::COMMIT),
             limits,
             auth: auth::Registry::default(),
+            mirrors: mirror::Room::new(workers),
             middleware: middleware.into(),
             control,
             upstreams: Mutex::default(),
@@ -191,6 +195,7 @@ impl Observer for Watcher {
     }
     fn lookup_failed(&self, upstream: &str, name: &str, error: &str) {
         events::discovery_failed(upstream, &format_args!("{name}: {error}"));
+        self.metrics.upstream(upstream).lookup_failed();
     }
     fn endpoint_removed(&self, _: &str, _: &str) {
         self.metrics.retain();

@@ -14,6 +14,7 @@ use crate::config::resolve;
 use crate::config::server::EncodedSlash;
 use crate::config::{self, At, Config, Problems, validate};
 use crate::gateway::custom::Middleware;
+use crate::gateway::mirror::MirrorTarget;
 use crate::gateway::route::Route;
 use crate::gateway::shared::Shared;
 use crate::gateway::target::{AggregateTarget, SplitTarget, Target, UpstreamHandle};
@@ -31,6 +32,7 @@ use crate::middleware::rate_limit::{Homes, RateLimits, Stores};
 use crate::middleware::rewrite::Rewrite;
 use crate::router::Router;
 use crate::targets::aggregate::Aggregate;
+use crate::targets::mirror::Mirror;
 use crate::targets::redirect::Redirect;
 use crate::targets::respond::Respond;
 use crate::targets::split::Split;
@@ -434,6 +436,7 @@ impl Compiler<'_> {
         let limits =
             (!route.rate_limits.is_empty()).then(|| RateLimits::compile(&route.rate_limits, homes, stores, &self.shared.limits, problems));
         let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::compile(rewrite, route, problems));
+        let mirror = route.mirror.as_ref().map(|(mirror, at)| self.mirror(mirror, at, route, upstreams, problems));
         let target = target(route, &params, upstreams, problems);
         self.problems.extend_new(found);
         Some(Arc::new(Route {
@@ -449,8 +452,28 @@ impl Compiler<'_> {
             timeout: route.timeout,
             idle_timeout: route.idle_timeout,
             retry: route.retry.as_ref().map(RetryPolicy::new),
+            mirror: flat(mirror)?.flatten(),
             target: target?,
         }))
+    }
+}
+
+impl Compiler<'_> {
+    /// `None` when it is wrong, or goes to an upstream that is; `None` inside when there is nothing to copy.
+    fn mirror(
+        &self,
+        written: &config::route::Mirror,
+        at: &At,
+        route: &resolve::Route,
+        upstreams: &BTreeMap<String, UpstreamHandle>,
+        problems: &mut Problems,
+    ) -> Option<Option<MirrorTarget>> {
+        let own = route.at.key("mirror");
+        let mirror = Mirror::compile(written, at, &own, &route.target, &self.shared.mirrors, problems)?;
+        let Some(mirror) = mirror else { return Some(None) };
+        // An unknown name was reported by `resolve`.
+        let handle = upstreams.get(&written.upstream)?.clone();
+        Some(Some(MirrorTarget { mirror, handle }))
     }
 }
 

@@ -9,6 +9,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, response};
 use http_body_util::BodyExt;
 
+use crate::config::upstream::Protocol;
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Cut, Source};
 use crate::gateway::handle::{Answer, Context};
@@ -38,6 +39,17 @@ pub struct UpstreamHandle {
     pub metrics: Arc<UpstreamMetrics>,
     /// TLS towards its endpoints.
     pub tls: Option<Arc<ClientTls>>,
+}
+
+impl UpstreamHandle {
+    /// Whether its endpoints speak HTTP/2, or may: TLS tells only when there is a connection.
+    fn may_speak_h2(&self) -> bool {
+        match self.upstream.protocol {
+            Protocol::H2 => true,
+            Protocol::Http1 => false,
+            Protocol::Auto => self.tls.is_some(),
+        }
+    }
 }
 
 /// What answers.
@@ -123,25 +135,36 @@ impl Route {
             return Box::pin(tunnel::open(self, handle, ex, cx, outgoing)).await;
         }
         let Outgoing { target, mut headers } = outgoing;
+        let speaks_h2 = handle.may_speak_h2();
+        if !speaks_h2 {
+            // Whatever speaks gRPC-Web in HTTP/1.1 is asked as it is.
+            cx.grpc_web = None;
+        }
         let deadline = grpc_headers(cx, ex, self.timeout, &mut headers)?;
-        let may_repeat = idempotent(&ex.method, &headers);
-        let body = self.call_body(ex, cx, may_repeat && self.retry.is_some());
-        if cx.seen.content_length() {
+        let is_grpc = cx.grpc || cx.grpc_web.is_some();
+        let may_repeat = !is_grpc && idempotent(&ex.method, &headers);
+        // Over HTTP/2 an upstream may say of any request that it did not take it, also when part of the body is gone.
+        let may_be_refused = self.retry.is_some() && speaks_h2;
+        let body = self.call_body(ex, cx, may_repeat || may_be_refused);
+        // Lengths are made anew from the body; `0` on a request without one says so to servers that insist on a length.
+        if cx.seen.content_length() && cx.body.is_some() {
             headers.remove(CONTENT_LENGTH);
         }
+        let host = self.host(ex);
+        self.copy(ex, cx, &target, &headers, host.as_ref());
         let hash = hash_of(&handle.upstream, ex, &headers);
         let call = Call {
             worker: ex.worker,
             method: &ex.method,
             target,
-            host: self.host(ex),
+            host,
             headers,
             body,
             retry: self.retry.as_ref(),
             idempotent: may_repeat,
             hash: &|| hash,
             limit: Limit::Clock(&cx.clock),
-            needs_h2: cx.grpc || cx.grpc_web.is_some(),
+            needs_h2: is_grpc,
         };
         let mut trace = Trace::default();
         let outcome = match deadline {
@@ -228,7 +251,7 @@ async fn until_expired<F: Future>(cx: &Context<'_>, future: F) -> Option<F::Outp
 }
 
 /// The hash of the first key present, for `consistent_hash`; nothing is looked at otherwise.
-fn hash_of(upstream: &Upstream, ex: &Exchange, headers: &HeaderMap) -> Option<u64> {
+pub(super) fn hash_of(upstream: &Upstream, ex: &Exchange, headers: &HeaderMap) -> Option<u64> {
     key_hash(upstream.hash_selectors(), ex, headers)
 }
 
@@ -310,16 +333,17 @@ fn clean_head(parts: &mut response::Parts, cx: &Context<'_>) {
 }
 
 fn grpc_source(parts: &mut response::Parts, body: UpstreamBody, web: Option<grpc_web::Call>, deadline: Option<Instant>) -> Source {
-    let ensured = match grpc::EnsureStatus::wrap(parts.status, &parts.headers, body.map_err(|_| Cut).boxed_unsync()) {
-        Ok(ensured) => ensured.boxed_unsync(),
-        Err(body) => body,
-    };
+    let ensured =
+        match grpc::EnsureStatus::wrap(parts.status, &parts.headers, body.map_err(|error| Cut::by_upstream(&error)).boxed_unsync()) {
+            Ok(ensured) => ensured.boxed_unsync(),
+            Err(body) => body,
+        };
     let timed = match deadline {
         Some(deadline) => crate::gateway::deadline::DeadlineBody::new(ensured, deadline).boxed_unsync(),
         None => ensured,
     };
     match web {
-        Some(call) if call.prepare_response(&mut parts.headers) => Source::Adapted(Box::pin(grpc_web::ResponseBody::new(call, timed))),
+        Some(call) if call.prepare_response(&mut parts.headers) => Source::Web(Box::pin(timed), call),
         Some(_) | None => Source::Adapted(Box::pin(timed)),
     }
 }

@@ -12,6 +12,7 @@ use ::http::HeaderMap;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::oneshot;
 
 use crate::http::clock::Clock;
 
@@ -77,6 +78,13 @@ struct State {
     started: bool,
     failure: Option<BodyFailure>,
     attempt: u32,
+    copy: Option<Copy>,
+}
+
+/// Collects the bytes of a body for somebody else.
+struct Copy {
+    bytes: Vec<u8>,
+    to: oneshot::Sender<Bytes>,
 }
 
 #[derive(Default)]
@@ -124,6 +132,7 @@ impl ClientBody {
             started: false,
             failure: None,
             attempt: 0,
+            copy: None,
         };
         Arc::new(Self { state: Mutex::new(state), clock })
     }
@@ -137,6 +146,18 @@ impl ClientBody {
         let mut state = self.lock();
         state.attempt += 1;
         RequestBody::Client(Attempt { body: Arc::clone(self), number: state.attempt, chunk: 0, trailers_sent: false, ended: false })
+    }
+
+    /// A copy of the body, there as soon as the client has sent all of it. It fails if that never happens, or if the body is longer than
+    /// [`REPLAY_LIMIT`]; `None` if that is known already. Only for a body of which nothing was read yet.
+    pub fn copy(&self) -> Option<oneshot::Receiver<Bytes>> {
+        let mut state = self.lock();
+        if state.started || state.length.is_some_and(|length| length > REPLAY_LIMIT as u64) {
+            return None;
+        }
+        let (to, copy) = oneshot::channel();
+        state.copy = Some(Copy { bytes: Vec::new(), to });
+        Some(copy)
     }
 
     /// Whether another attempt could send the whole body.
@@ -310,6 +331,10 @@ impl Attempt {
         };
         state.ended |= state.failure.is_none() && state.incoming.is_end_stream();
         if state.ended {
+            if let Some(Copy { bytes, to }) = state.copy.take() {
+                // Whoever wanted it may be gone.
+                let _ = to.send(bytes.into());
+            }
             self.body.clock.request_body_ended(Instant::now());
             self.ended = state.trailers.is_none() || self.trailers_sent;
         }
@@ -320,9 +345,18 @@ impl Attempt {
 impl State {
     fn data(&mut self, data: Bytes, clock: &Clock, next: &mut usize) -> Option<Result<Frame<Bytes>, BodyFailure>> {
         self.read += data.len() as u64;
+        // An HTTP/2 stream has no socket of its own that would tell its clock.
+        clock.moved(data.len());
         clock.body_bytes(data.len());
         if self.read > self.limit {
             return Some(Err(*self.failure.insert(BodyFailure::TooLarge)));
+        }
+        if let Some(copy) = &mut self.copy {
+            if copy.bytes.len() + data.len() <= REPLAY_LIMIT {
+                copy.bytes.extend_from_slice(&data);
+            } else {
+                self.copy = None;
+            }
         }
         if let Some(replay) = &mut self.replay {
             if replay.keep(&data) {

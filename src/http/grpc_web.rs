@@ -72,6 +72,23 @@ impl Call {
         true
     }
 
+    /// A frame of the response as it goes to the client: data as it is or in base64, trailers as a last message. A body without trailers stays
+    /// without; wrap it in [`grpc::EnsureStatus`] first, so that there always are some.
+    pub fn response_frame(self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let bytes = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => match frame.into_trailers() {
+                Ok(trailers) => trailers_message(&trailers),
+                Err(frame) => return frame,
+            },
+        };
+        Frame::data(match self.response {
+            Encoding::Binary => bytes,
+            // Each piece is padded: bytes held back for a whole group would be a message that arrives late.
+            Encoding::Text => Bytes::from(STANDARD.encode(&bytes)),
+        })
+    }
+
     /// A gateway-made answer: HTTP 200 with the status in the head. The caller adds the request id and an empty body.
     pub fn refusal(self, refusal: &Refusal) -> Response<()> {
         grpc::respond(refusal, joined(self.response.content_type(), b"+proto"))
@@ -228,54 +245,6 @@ fn append(out: &mut BytesMut, mut groups: &[u8]) -> Result<(), NotBase64> {
     Ok(())
 }
 
-pin_project! {
-    /// A response body: data passed on (in base64 if asked for), trailers as a last message. A body without trailers stays without; wrap it in
-    /// [`grpc::EnsureStatus`] first, so that there always are some.
-    #[derive(Debug)]
-    pub struct ResponseBody<B> {
-        #[pin]
-        inner: B,
-        encoding: Encoding,
-    }
-}
-
-impl<B> ResponseBody<B> {
-    /// Wraps the body of a response.
-    pub fn new(call: Call, inner: B) -> Self {
-        Self { inner, encoding: call.response }
-    }
-}
-
-impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let this = self.project();
-        let Some(frame) = ready!(this.inner.poll_frame(cx)?) else { return Poll::Ready(None) };
-        let bytes = match frame.into_data() {
-            Ok(data) => data,
-            Err(frame) => match frame.into_trailers() {
-                Ok(trailers) => trailers_message(&trailers),
-                Err(frame) => return Poll::Ready(Some(Ok(frame))),
-            },
-        };
-        let bytes = match this.encoding {
-            Encoding::Binary => bytes,
-            // Each piece is padded: bytes held back for a whole group would be a message that arrives late.
-            Encoding::Text => Bytes::from(STANDARD.encode(&bytes)),
-        };
-        Poll::Ready(Some(Ok(Frame::data(bytes))))
-    }
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-    /// Unknown: trailers add to it.
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::new()
-    }
-}
-
 /// Trailers as a message: the flag, the length, then `name: value` lines.
 fn trailers_message(trailers: &HeaderMap) -> Bytes {
     let lines: usize = trailers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
@@ -380,26 +349,16 @@ mod tests {
         assert_eq!(body.collect().await.unwrap().to_bytes(), "AA!");
     }
 
-    #[tokio::test]
-    async fn trailers_become_the_last_message() {
+    #[test]
+    fn trailers_become_the_last_message() {
         let trailers = head(&[("grpc-status", "0"), ("grpc-message", "")]);
         let expected = b"\x80\0\0\0\x20grpc-status: 0\r\ngrpc-message: \r\n";
-        let all = ResponseBody::new(BINARY_CALL, pieces(&[b"m1", b"m2"], Some(trailers.clone()))).collect().await.unwrap();
-        assert!(all.trailers().is_none());
-        assert_eq!(all.to_bytes(), [b"m1m2".as_slice(), expected].concat());
-
-        let mut text = ResponseBody::new(TEXT_CALL, pieces(&[b"m1", b"m2"], Some(trailers)));
-        for piece in [b"m1".as_slice(), b"m2", expected] {
-            let frame = text.frame().await.unwrap().unwrap();
-            assert_eq!(STANDARD.decode(frame.data_ref().unwrap()).unwrap(), piece);
+        let frames = || [Frame::data(Bytes::from_static(b"m1")), Frame::data(Bytes::from_static(b"m2")), Frame::trailers(trailers.clone())];
+        for (frame, piece) in frames().into_iter().zip([b"m1".as_slice(), b"m2", expected]) {
+            assert_eq!(BINARY_CALL.response_frame(frame).into_data().unwrap(), piece);
         }
-        assert!(text.frame().await.is_none());
-    }
-
-    #[tokio::test]
-    async fn errors_of_the_upstream_pass_on() {
-        let frames = [Ok(Frame::data(Bytes::from_static(b"m"))), Err("reset")];
-        let body = ResponseBody::new(BINARY_CALL, StreamBody::new(tonic::codegen::tokio_stream::iter(frames)));
-        assert_eq!(body.collect().await.err(), Some("reset"));
+        for (frame, piece) in frames().into_iter().zip([b"m1".as_slice(), b"m2", expected]) {
+            assert_eq!(STANDARD.decode(TEXT_CALL.response_frame(frame).into_data().unwrap()).unwrap(), piece);
+        }
     }
 }

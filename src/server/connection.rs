@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::gateway::answer::ResponseBody;
@@ -45,10 +46,14 @@ const PING: Duration = Duration::from_secs(30);
 const BACKSTOP: usize = 2;
 /// hyper's own limit on the number of fields.
 const HYPERS_FIELDS: usize = 100;
+/// Up to here a head that is too large is answered by us, with a body that says why.
+const LEAST_HEAD: usize = 64 << 10;
 /// hyper takes no smaller limit.
 const LEAST_BUFFER: usize = 16 << 10;
 /// How long an HTTP/2 connection may take to end after GOAWAY when it was idle.
 const GOODBYE: Duration = Duration::from_secs(1);
+/// The same for one that floods: just long enough to write it.
+const DISMISSAL: Duration = Duration::from_millis(50);
 
 /// Serves a connection to its end.
 pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
@@ -59,11 +64,7 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     listener.metrics.connection_opened(worker);
     let mut held = Held { open, per_ip: None, listener: Arc::clone(&listener), worker };
     let snapshot = state.snapshot.load_full();
-    let handshake = establish(tcp, peer, &listener, &snapshot);
-    let established = match snapshot.handshake {
-        Some(limit) => tokio::time::timeout(limit, handshake).await.unwrap_or(Err(ConnectionError::Tls)),
-        None => handshake.await,
-    };
+    let established = establish(tcp, peer, &listener, &snapshot).await;
     let established = match established {
         Ok(established) => established,
         Err(kind) => return listener.metrics.connection_error(worker, kind),
@@ -118,25 +119,39 @@ async fn establish(
     snapshot: &Snapshot,
 ) -> Result<Established, ConnectionError> {
     let spec = listener.spec.load_full();
+    let deadline = snapshot.handshake.map(|limit| Instant::now() + limit);
     let mut connection = Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: None };
     if spec.proxy_protocol && snapshot.trusted.contains(crate::http::client_addr::unmap(peer.ip())) {
-        match proxy_protocol::read(&mut tcp).await {
-            Ok(Some(source)) => connection.peer = source,
-            Ok(None) => {}
-            Err(_) => return Err(ConnectionError::Proxy),
+        match within(deadline, proxy_protocol::read(&mut tcp)).await {
+            Some(Ok(Some(source))) => connection.peer = source,
+            Some(Ok(None)) => {}
+            Some(Err(_)) | None => return Err(ConnectionError::Proxy),
         }
     }
     let Some(tls) = &spec.tls else { return Ok(Established { transport: Transport::Plain(tcp), connection, h2: None }) };
-    let stream = TlsAcceptor::from(Arc::clone(tls.config())).accept(tcp).await.map_err(|error| {
-        tracing::debug!(%peer, %error, "TLS handshake failed");
-        ConnectionError::Tls
-    })?;
+    let accepted = within(deadline, TlsAcceptor::from(Arc::clone(tls.config())).accept(tcp)).await;
+    let stream = match accepted {
+        Some(Ok(stream)) => stream,
+        Some(Err(error)) => {
+            tracing::debug!(%peer, %error, "TLS handshake failed");
+            return Err(ConnectionError::Tls);
+        }
+        None => return Err(ConnectionError::Tls),
+    };
     let session = stream.get_ref().1;
     connection.tls = true;
     connection.tls_version = tls_version_word(session);
     connection.client_cert = client_certificate(session).map(Arc::new);
     let h2 = negotiated(session) == Alpn::H2;
     Ok(Established { transport: Transport::Tls(Box::new(stream)), connection, h2: Some(h2) })
+}
+
+/// `None` when the deadline comes first.
+async fn within<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Output> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), future).await.ok(),
+        None => Some(future.await),
+    }
 }
 
 /// What the requests of a connection have in common.
@@ -226,15 +241,17 @@ impl Session {
     fn limits(&self) -> (Option<usize>, usize) {
         let snapshot = self.state.snapshot.load();
         let max_headers = (snapshot.max_headers != HYPERS_FIELDS).then_some(snapshot.max_headers.saturating_mul(BACKSTOP).min(4096));
-        (max_headers, snapshot.max_header_size.saturating_mul(BACKSTOP).max(8192))
+        (max_headers, snapshot.max_header_size.saturating_mul(BACKSTOP).max(LEAST_HEAD))
     }
 
     async fn run_h2(&self, transport: Transport, prefix: Vec<u8>, timeouts: ConnectionTimeouts) {
-        let clock = Arc::new(Clock::new(Phase::Idle, Instant::now(), timeouts));
+        let clock = Arc::new(Clock::new(Phase::Head, Instant::now(), timeouts));
         let state = Arc::new(ConnectionState::new(Arc::clone(&clock)));
-        let io = ClientIo::new(transport, prefix, state, Arc::clone(&self.listener.metrics), self.worker);
-        let streams = StreamExecutor { connection: Arc::clone(&clock), next: Arc::default(), open: Arc::default() };
-        let next = Arc::clone(&streams.next);
+        let flood = Arc::new(Notify::new());
+        let io = ClientIo::new(transport, prefix, state, Arc::clone(&self.listener.metrics), self.worker).h2(Arc::clone(&flood));
+        let streams =
+            StreamExecutor { connection: Arc::clone(&clock), next: Arc::default(), open: Arc::default(), tunnels: Arc::default() };
+        let (next, tunnels) = (Arc::clone(&streams.next), Arc::clone(&streams.tunnels));
         let service = service_fn(|request: Request<Incoming>| {
             let clock = Arc::new(Clock::new(Phase::Request, Instant::now(), timeouts));
             *next.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&clock));
@@ -259,28 +276,50 @@ impl Session {
         let end = loop {
             tokio::select! {
                 biased;
-                end = &mut watched => break end,
-                Ok(()) = stages.changed() => match *stages.borrow_and_update() {
+                end = &mut watched => break Some(end),
+                () = flood.notified() => break None,
+                stage = next_stage(&mut stages) => match stage {
                     Stage::Serving => {}
                     Stage::Draining | Stage::Closing => watched.as_mut().inner().graceful_shutdown(),
-                    Stage::Cut => return,
+                    Stage::Cut => {
+                        if tunnels.load(Relaxed) > 0 {
+                            // Tunnels say goodbye to both sides through this connection.
+                            let _ = tokio::time::timeout(GOODBYE, watched.as_mut().inner()).await;
+                        }
+                        return;
+                    }
                 },
             }
         };
         match end {
-            End::Cut(_) => {
+            Some(End::Cut(Phase::Head)) => self.listener.metrics.connection_error(self.worker, ConnectionError::HeaderTimeout),
+            Some(End::Cut(_)) => {
                 // GOAWAY, so that the client knows that nothing it sends now is taken.
                 watched.as_mut().inner().graceful_shutdown();
                 let _ = tokio::time::timeout(GOODBYE, watched.as_mut().inner()).await;
             }
-            End::Done(Err(error)) => {
+            Some(End::Done(Err(error))) => {
                 tracing::debug!(%error, "HTTP/2 connection failed");
                 if !closed_by_peer(&error) {
                     self.listener.metrics.connection_error(self.worker, ConnectionError::BadRequest);
                 }
             }
-            End::Done(Ok(())) => {}
+            Some(End::Done(Ok(()))) => {}
+            None => {
+                tracing::debug!(peer = %self.connection.peer, "an HTTP/2 client floods");
+                self.listener.metrics.connection_error(self.worker, ConnectionError::BadRequest);
+                watched.as_mut().inner().graceful_shutdown();
+                let _ = tokio::time::timeout(DISMISSAL, watched.as_mut().inner()).await;
+            }
         }
+    }
+}
+
+/// The stage that the listener enters next. Never ends when the listener is gone: then nothing changes any more.
+async fn next_stage(stages: &mut watch::Receiver<Stage>) -> Stage {
+    match stages.changed().await {
+        Ok(()) => *stages.borrow_and_update(),
+        Err(_) => std::future::pending().await,
     }
 }
 
@@ -324,6 +363,8 @@ struct StreamExecutor {
     /// The clock of the request whose stream is about to be run: hyper calls the service and this executor one after the other.
     next: Arc<Mutex<Option<Arc<Clock>>>>,
     open: Arc<AtomicUsize>,
+    /// Of these, the tunnels.
+    tunnels: Arc<AtomicUsize>,
 }
 
 impl<F> hyper::rt::Executor<F> for StreamExecutor
@@ -333,16 +374,20 @@ where
 {
     fn execute(&self, future: F) {
         let clock = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(clock) = clock else {
-            // The driver of an upgraded stream (WebSocket): it has timers of its own.
-            tokio::spawn(async move {
-                future.await;
-            });
-            return;
-        };
         self.open.fetch_add(1, Relaxed);
         self.connection.enter(Phase::Tunnel, Instant::now());
         let guard = StreamGuard { connection: Arc::clone(&self.connection), open: Arc::clone(&self.open) };
+        let Some(clock) = clock else {
+            // The driver of an upgraded stream (WebSocket): it has timers of its own, but the connection is in use.
+            let tunnels = Arc::clone(&self.tunnels);
+            tunnels.fetch_add(1, Relaxed);
+            tokio::spawn(async move {
+                let _guard = guard;
+                future.await;
+                tunnels.fetch_sub(1, Relaxed);
+            });
+            return;
+        };
         let watched: Watched<Pin<Box<F>>, _> = Watched::new(Box::pin(future), clock);
         tokio::spawn(async move {
             let _guard = guard;

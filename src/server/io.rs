@@ -10,10 +10,12 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
 
 use crate::http::clock::Phase;
 use crate::http::connection::ConnectionState;
+use crate::server::frames::Frames;
 use crate::telemetry::metrics::ListenerMetrics;
 
 /// Up to this many bytes are joined into one write.
@@ -50,12 +52,44 @@ pub struct ClientIo {
     worker: usize,
     lingered: usize,
     write_shut: bool,
+    /// For HTTP/2.
+    guard: Option<Guard>,
+}
+
+/// Watches the frames of an HTTP/2 client.
+#[derive(Debug)]
+struct Guard {
+    frames: Frames,
+    /// Rings when the client floods; from then on nothing it sends is read.
+    flood: Arc<Notify>,
+    deaf: bool,
+}
+
+impl Guard {
+    /// Bytes came in: minds `timeouts.header` while the client owes the rest of a head.
+    fn received(&mut self, bytes: &[u8], state: &ConnectionState) {
+        if !self.frames.advance(bytes) {
+            self.deaf = true;
+            self.flood.notify_one();
+        }
+        match (state.clock.phase(), self.frames.owes()) {
+            (Phase::Idle, true) => state.clock.enter(Phase::Head, Instant::now()),
+            (Phase::Head, false) => state.clock.enter(Phase::Idle, Instant::now()),
+            _ => {}
+        }
+    }
 }
 
 impl ClientIo {
     /// Wraps `transport`; `prefix` was read from it already and is read first.
     pub fn new(transport: Transport, prefix: Vec<u8>, state: Arc<ConnectionState>, metrics: Arc<ListenerMetrics>, worker: usize) -> Self {
-        Self { transport, prefix, replayed: 0, state, metrics, worker, lingered: 0, write_shut: false }
+        Self { transport, prefix, replayed: 0, state, metrics, worker, lingered: 0, write_shut: false, guard: None }
+    }
+
+    /// The same for a client that speaks HTTP/2; `flood` rings when it sends more than it may.
+    pub fn h2(mut self, flood: Arc<Notify>) -> Self {
+        self.guard = Some(Guard { frames: Frames::new(Instant::now()), flood, deaf: false });
+        self
     }
 
     fn poll_transport_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -69,6 +103,10 @@ impl ClientIo {
 impl AsyncRead for ClientIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.guard.as_ref().is_some_and(|guard| guard.deaf) {
+            // The connection's task has been woken and ends it.
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         if this.replayed < this.prefix.len() {
             let rest = &this.prefix[this.replayed..];
@@ -85,7 +123,10 @@ impl AsyncRead for ClientIo {
         let bytes = &buf.filled()[before..];
         if !bytes.is_empty() {
             this.metrics.bytes_received(this.worker, bytes.len() as u64);
-            this.state.received(bytes);
+            match &mut this.guard {
+                None => this.state.received(bytes),
+                Some(guard) => guard.received(bytes, &this.state),
+            }
         }
         Poll::Ready(Ok(()))
     }

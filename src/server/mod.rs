@@ -2,6 +2,7 @@
 
 pub mod acceptor;
 pub mod connection;
+pub mod frames;
 pub mod io;
 pub mod listener;
 pub mod per_ip;

@@ -21,7 +21,7 @@ use crate::http::headers::Survey;
 use crate::http::websocket::{Answer, WebSocket};
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::attempt::{Attempt, FailKind};
-use crate::upstream::connect::{ConnectError, Sender};
+use crate::upstream::connect::{ConnectError, Sender, TooManyInterim};
 use crate::upstream::pool::Lease;
 use crate::upstream::retry::{Retriable, RetryAfter, RetryPolicy, retry_after};
 use crate::upstream::{Endpoint, PickArgs, PickError, Upstream};
@@ -175,7 +175,7 @@ impl Failure {
                 FailKind::Reset,
             );
         }
-        if error.is_parse() || error.is_parse_status() {
+        if error.is_parse() || error.is_parse_status() || is_interim_flood(error) {
             return Self::attempt(Reason::UpstreamProtocolError, "The upstream's response cannot be read.", None, FailKind::Protocol);
         }
         Self::attempt(
@@ -185,6 +185,11 @@ impl Failure {
             FailKind::Reset,
         )
     }
+}
+
+/// Whether the connection was ended because the upstream sent too many interim responses.
+fn is_interim_flood(error: &hyper::Error) -> bool {
+    source::<std::io::Error>(error).and_then(std::io::Error::get_ref).is_some_and(|inner| inner.is::<TooManyInterim>())
 }
 
 /// The first error of type `E` in the chain of causes.
@@ -271,10 +276,16 @@ impl Call<'_> {
         }
     }
 
-    /// The request as `sender` wants it. The header fields stay behind for another attempt only where one is possible.
+    /// Whether the header fields must stay behind for another attempt. Over HTTP/1.1 nothing that may have been acted on is sent again,
+    /// and what was not sent comes back; over HTTP/2 the upstream may say of any request that it did not take it.
+    fn keeps_headers(&self, sender: &Sender) -> bool {
+        self.idempotent || matches!(sender, Sender::H2(_))
+    }
+
+    /// The request as `sender` wants it.
     fn request(&mut self, sender: &Sender, endpoint: &Endpoint) -> Request<RequestBody> {
         let body = self.body();
-        let mut headers = if self.idempotent { self.headers.clone() } else { std::mem::take(&mut self.headers) };
+        let mut headers = if self.keeps_headers(sender) { self.headers.clone() } else { std::mem::take(&mut self.headers) };
         let host = self.host.as_ref().unwrap_or(&endpoint.authority);
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
@@ -300,8 +311,9 @@ impl Call<'_> {
     /// Takes back what was not sent.
     fn restore(&mut self, request: Request<RequestBody>) {
         let (parts, body) = request.into_parts();
-        if !self.idempotent {
+        if self.headers.is_empty() {
             self.headers = parts.headers;
+            self.headers.remove(TRANSFER_ENCODING);
         }
         if let (CallBody::Once(slot), RequestBody::Boxed(body)) = (&self.body, body) {
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
@@ -330,36 +342,33 @@ pub async fn send(
     trace: &mut Trace,
 ) -> Result<Response<UpstreamBody>, Failure> {
     let policy = call.retry.filter(|policy| policy.attempts > 0);
+    if policy.is_some() {
+        upstream.budget().first_attempt(Instant::now());
+    }
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
     let mut retries = 0;
     loop {
-        let outcome = attempt(upstream, metrics, &mut call, &tried, trace).await;
-        let Some(policy) = policy else { return outcome.map_err(|(failure, _)| failure) };
-        let (retriable, after, endpoint) = match &outcome {
-            Ok(response) if !policy.any_status() || response.status().is_success() => return outcome.map_err(|(failure, _)| failure),
-            Ok(response) => (Retriable::Status(response.status()), retry_after(response.headers()), response.body().endpoint().cloned()),
-            Err((Failure { retriable: Some(retriable), .. }, endpoint)) => (*retriable, RetryAfter::None, endpoint.clone()),
-            Err((failure, _)) => return Err(*failure),
+        let (outcome, endpoint) = attempt(upstream, metrics, &mut call, &tried, trace).await;
+        let Some(policy) = policy else { return outcome };
+        let (retriable, after) = match &outcome {
+            Ok(response) if !policy.any_status() || response.status().is_success() => return outcome,
+            Ok(response) => (Retriable::Status(response.status()), retry_after(response.headers())),
+            Err(Failure { retriable: Some(retriable), .. }) => (*retriable, RetryAfter::None),
+            Err(_) => return outcome,
         };
         let wait = match after {
             RetryAfter::None => policy.wait(retries + 1, crate::random::next()),
             RetryAfter::Wait(wait) => wait,
-            RetryAfter::TooLong => return outcome.map_err(|(failure, _)| failure),
+            RetryAfter::TooLong => return outcome,
         };
         if retries >= policy.attempts || !policy.allows(retriable, call.idempotent) || !call.replayable() || !call.has_time_for(wait) {
-            return outcome.map_err(|(failure, _)| failure);
+            return outcome;
         }
-        if !upstream.budget().try_retry(Instant::now(), policy.budget) {
-            metrics.retry_denied(call.worker);
-            return outcome.map_err(|(failure, _)| failure);
-        }
-        if upstream.admit(Instant::now(), crate::random::next()) == Verdict::Drop {
-            metrics.breaker_dropped(call.worker);
-            return outcome.map_err(|(failure, _)| failure);
+        if !may_retry(upstream, metrics, policy, call.worker) {
+            return outcome;
         }
         // The response in hand, if there is one, is dropped only now: its connection closes.
         drop(outcome);
-        metrics.retry(call.worker);
         tried.extend(endpoint);
         retries += 1;
         if !wait.is_zero()
@@ -368,6 +377,21 @@ pub async fn send(
             return Err(over.failure());
         }
     }
+}
+
+/// Whether budget and breaker let another attempt through; it is counted if they do.
+fn may_retry(upstream: &Upstream, metrics: &UpstreamMetrics, policy: &RetryPolicy, worker: usize) -> bool {
+    let now = Instant::now();
+    if !upstream.budget().try_retry(now, policy.budget) {
+        metrics.retry_denied(worker);
+        return false;
+    }
+    if upstream.admit(now, crate::random::next()) == Verdict::Drop {
+        metrics.breaker_dropped(worker);
+        return false;
+    }
+    metrics.retry(worker);
+    true
 }
 
 impl Over {
@@ -384,7 +408,11 @@ impl Over {
     }
 }
 
-type Failed = (Failure, Option<Arc<Endpoint>>);
+/// What an attempt came to, and where it went. (A response may not know any more: one without a body has let go of its endpoint.)
+type Attempted = (Result<Response<UpstreamBody>, Failure>, Option<Arc<Endpoint>>);
+
+/// What a dropped attempt is told.
+const DROPPED: Failure = Failure::new(Reason::Overloaded, "The upstream is failing; this request was not sent to it.");
 
 /// One attempt, on the endpoint that the balancer picks.
 async fn attempt(
@@ -393,15 +421,15 @@ async fn attempt(
     call: &mut Call<'_>,
     tried: &[Arc<Endpoint>],
     trace: &mut Trace,
-) -> Result<Response<UpstreamBody>, Failed> {
+) -> Attempted {
     if tried.is_empty() && upstream.has_breaker() && upstream.admit(Instant::now(), crate::random::next()) == Verdict::Drop {
         metrics.breaker_dropped(call.worker);
-        return Err((Failure::new(Reason::Overloaded, "The upstream is failing; this request was not sent to it."), None));
+        return (Err(DROPPED), None);
     }
-    let (attempt, picked) = pick(upstream, call, tried).await.map_err(|failure| (failure, None))?;
-    if tried.is_empty() && call.retry.is_some_and(|policy| policy.attempts > 0) {
-        upstream.budget().first_attempt(picked);
-    }
+    let (attempt, picked) = match pick(upstream, call, tried).await {
+        Ok(picked) => picked,
+        Err(failure) => return (Err(failure), None),
+    };
     let endpoint = Arc::clone(attempt.endpoint());
     trace.attempts += 1;
     trace.endpoint = Some(Arc::clone(&endpoint.id));
@@ -420,7 +448,7 @@ async fn attempt(
                 Some(kind) => attempt.failed(now, elapsed, kind),
                 None => attempt.succeeded(now, elapsed),
             }
-            Ok(UpstreamBody::wrap(response, lease, attempt, now))
+            (Ok(UpstreamBody::wrap(response, lease, attempt, now)), Some(endpoint))
         }
         Err(failure) => {
             counts.attempt_failed(call.worker, failure.reason);
@@ -428,7 +456,7 @@ async fn attempt(
                 Some(kind) => attempt.failed(now, elapsed, kind),
                 None => attempt.cancelled(),
             }
-            Err((failure, Some(endpoint)))
+            (Err(failure), Some(endpoint))
         }
     }
 }
@@ -460,11 +488,7 @@ async fn pick(upstream: &Arc<Upstream>, call: &Call<'_>, tried: &[Arc<Endpoint>]
             Err(PickError::Full) => {}
         }
         let until = *give_up.get_or_insert(now + upstream.connect_timeout);
-        match Box::pin(call.limit.run(Some(until), wait_for_room(upstream))).await {
-            Ok(true) => {}
-            Err(Over::Total(expired)) => return Err(Failure::of_expiry(expired)),
-            Ok(false) | Err(Over::PerTry) => return Err(Failure::new(Reason::Overloaded, "All connections to the upstream are in use.")),
-        }
+        Box::pin(wait_for(wait_for_room(upstream), call, until)).await?;
     }
 }
 
@@ -474,12 +498,18 @@ async fn wait_for_room(upstream: &Arc<Upstream>) -> bool {
     let mut waits: Vec<_> = endpoints.iter().map(|endpoint| Box::pin(endpoint.pool.wait_for_room())).collect();
     std::future::poll_fn(|cx| {
         let mut room = false;
-        waits.retain_mut(|wait| match wait.as_mut().poll(cx) {
-            Poll::Ready(freed) => {
-                room |= freed;
-                false
+        // Once there is room the others are not asked: each could take a turn that another request waits for.
+        waits.retain_mut(|wait| {
+            if room {
+                return true;
             }
-            Poll::Pending => true,
+            match wait.as_mut().poll(cx) {
+                Poll::Ready(freed) => {
+                    room = freed;
+                    false
+                }
+                Poll::Pending => true,
+            }
         });
         if room || waits.is_empty() { Poll::Ready(room) } else { Poll::Pending }
     })
@@ -496,16 +526,16 @@ async fn on_endpoint(
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let mut lease = endpoint.pool.checkout(call.worker, picked);
     loop {
-        let fresh = lease.is_none();
         let mut leased = match lease.take() {
             Some(lease) => lease,
+            // Rare paths are boxed: the future of a request is moved once, as large as its largest branch.
             None => Box::pin(connect(endpoint, call, connect_timeout, per_try)).await?,
         };
         let Some(sender) = leased.sender.as_mut() else {
             return Err(Failure::new(Reason::Internal, "A connection without a sender."));
         };
         if call.needs_h2 && matches!(sender, Sender::H1(_)) {
-            leased.give_back(picked);
+            leased.give_back(true, picked);
             return Err(Failure::of_connect(&ConnectError::Protocol("gRPC needs an HTTP/2 endpoint")));
         }
         let request = call.request(sender, endpoint);
@@ -528,10 +558,18 @@ async fn on_endpoint(
             // Not one byte was written: as safe as a connection that was refused.
             failure.retriable = Some(Retriable::Connect);
         }
-        let lost_race = failure.retriable.is_some_and(|retriable| retriable != Retriable::Timeout) && !fresh;
-        if !lost_race || !(never_sent && call.replayable() || call.repeatable()) {
+        let closed = leased.reused && was_closed(&failure, error.error());
+        if !closed || !(never_sent && call.replayable() || call.repeatable()) {
             return Err(failure);
         }
+    }
+}
+
+/// Whether the error says that the connection had ended, not that the upstream refused this one request on a connection that lives on.
+fn was_closed(failure: &Failure, error: &hyper::Error) -> bool {
+    match failure.retriable {
+        Some(Retriable::Connect | Retriable::Reset) => source::<h2::Error>(error).is_none_or(|h2| !h2.is_reset()),
+        Some(Retriable::Timeout | Retriable::Status(_)) | None => false,
     }
 }
 
@@ -555,11 +593,16 @@ impl Call<'_> {
     }
 }
 
+/// What a request is told for which no connection became free.
+const NO_ROOM: Failure = Failure::new(Reason::Overloaded, "All connections to the upstream are in use.");
+
+/// Opens a connection; where no more may be open, waits for one up to `timeout`.
 async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, per_try: Option<Instant>) -> Result<Lease, Failure> {
     let addresses = endpoint.state.addresses();
+    let pool = &endpoint.pool;
     let give_up = Instant::now() + timeout;
     loop {
-        match call.limit.run(per_try, endpoint.pool.connect(call.worker, &addresses, timeout)).await {
+        match call.limit.run(per_try, pool.connect(call.worker, &addresses, timeout)).await {
             Err(over) => return Err(over.failure()),
             Ok(Some(Ok(lease))) => return Ok(lease),
             Ok(Some(Err(error))) => {
@@ -569,14 +612,26 @@ async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, p
             // Another request was faster to the last free place.
             Ok(None) => {}
         }
-        match call.limit.run(Some(give_up), endpoint.pool.wait_for_room()).await {
-            Ok(true) => {}
-            Err(Over::Total(expired)) => return Err(Failure::of_expiry(expired)),
-            Ok(false) | Err(Over::PerTry) => return Err(Failure::new(Reason::Overloaded, "All connections to the upstream are in use.")),
-        }
-        if let Some(lease) = endpoint.pool.checkout(call.worker, Instant::now()) {
+        if let Some(lease) = pool.borrow(call.worker) {
             return Ok(lease);
         }
+        wait_for(pool.wait_for_room(), call, give_up).await?;
+        if let Some(lease) = pool.checkout(call.worker, Instant::now()) {
+            return Ok(lease);
+        }
+    }
+}
+
+/// Waits for room until `give_up`.
+async fn wait_for(room: impl Future<Output = bool>, call: &Call<'_>, give_up: Instant) -> Result<(), Failure> {
+    // What is free at once is looked at again and again only while there is time: another request may always be faster.
+    if Instant::now() >= give_up {
+        return Err(NO_ROOM);
+    }
+    match call.limit.run(Some(give_up), room).await {
+        Ok(true) => Ok(()),
+        Err(Over::Total(expired)) => Err(Failure::of_expiry(expired)),
+        Ok(false) | Err(Over::PerTry) => Err(NO_ROOM),
     }
 }
 
@@ -600,7 +655,14 @@ pub async fn open_tunnel(
     trace: &mut Trace,
 ) -> Result<Opened, Failure> {
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
-    let tries = call.retry.filter(|policy| policy.allows(Retriable::Connect, true)).map_or(0, |policy| policy.attempts);
+    let policy = call.retry.filter(|policy| policy.attempts > 0 && policy.allows(Retriable::Connect, true));
+    if policy.is_some() {
+        upstream.budget().first_attempt(Instant::now());
+    }
+    if upstream.admit(Instant::now(), crate::random::next()) == Verdict::Drop {
+        metrics.breaker_dropped(call.worker);
+        return Err(DROPPED);
+    }
     loop {
         let (attempt, picked) = pick(upstream, &call, &tried).await?;
         let endpoint = Arc::clone(attempt.endpoint());
@@ -631,10 +693,15 @@ pub async fn open_tunnel(
             None => attempt.cancelled(),
         }
         tried.push(endpoint);
-        if failure.retriable != Some(Retriable::Connect) || tried.len() > tries as usize {
+        let number = u32::try_from(tried.len()).unwrap_or(u32::MAX);
+        let Some(policy) = policy.filter(|policy| failure.retriable == Some(Retriable::Connect) && number <= policy.attempts) else {
+            return Err(failure);
+        };
+        let wait = policy.wait(number, crate::random::next());
+        if !call.has_time_for(wait) || !may_retry(upstream, metrics, policy, call.worker) {
             return Err(failure);
         }
-        metrics.retry(call.worker);
+        call.limit.run(None, tokio::time::sleep(wait)).await.map_err(Over::failure)?;
     }
 }
 
@@ -645,11 +712,16 @@ async fn handshake(
     timeout: Duration,
 ) -> Result<Response<Incoming>, Failure> {
     let addresses = endpoint.state.addresses();
-    let mut sender = match call.limit.run(None, endpoint.pool.connect_for_tunnel(call.worker, &addresses, timeout)).await {
-        Err(over) => return Err(over.failure()),
-        Ok(None) => return Err(Failure::new(Reason::Overloaded, "All connections to the upstream are in use.")),
-        Ok(Some(Err(error))) => return Err(Failure::of_connect(&error)),
-        Ok(Some(Ok(sender))) => sender,
+    let give_up = Instant::now() + timeout;
+    let mut sender = loop {
+        match call.limit.run(None, endpoint.pool.connect_for_tunnel(call.worker, &addresses, timeout)).await {
+            Err(over) => return Err(over.failure()),
+            Ok(Some(Err(error))) => return Err(Failure::of_connect(&error)),
+            Ok(Some(Ok(sender))) => break sender,
+            Ok(None) if Instant::now() < give_up => {}
+            Ok(None) => return Err(NO_ROOM),
+        }
+        wait_for(endpoint.pool.wait_for_place(), call, give_up).await?;
     };
     let mut headers = call.headers.clone();
     headers.insert(HOST, call.host.clone().unwrap_or_else(|| endpoint.authority.clone()));
@@ -673,11 +745,12 @@ async fn handshake(
     }
 }
 
+const fn wrong(detail: &'static str) -> Failure {
+    Failure::attempt(Reason::UpstreamProtocolError, detail, None, FailKind::Protocol)
+}
+
 /// What hyper lets pass in a response head but a gateway must not.
 fn check(response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
-    const fn wrong(detail: &'static str) -> Failure {
-        Failure::attempt(Reason::UpstreamProtocolError, detail, None, FailKind::Protocol)
-    }
     if response.status().is_informational() {
         return Err(wrong("The upstream switched protocols without being asked."));
     }
@@ -725,21 +798,14 @@ impl UpstreamBody {
         response.map(|incoming| Self { incoming, lease: None, attempt: Some(attempt), reusable: false, since: Instant::now(), cut: false })
     }
 
-    /// The endpoint it comes from, while it is open.
-    pub fn endpoint(&self) -> Option<&Arc<Endpoint>> {
-        self.attempt.as_ref().map(Attempt::endpoint)
-    }
-
     /// Whether the upstream ended it early.
     pub fn cut(&self) -> bool {
         self.cut
     }
 
     fn ended(&mut self) {
-        if let Some(lease) = self.lease.take()
-            && self.reusable
-        {
-            lease.give_back(self.since);
+        if let Some(lease) = self.lease.take() {
+            lease.give_back(self.reusable, self.since);
         }
         self.attempt = None;
     }
@@ -782,8 +848,8 @@ impl Body for UpstreamBody {
             None => this.ended(),
             Some(Err(_)) => {
                 this.cut = true;
-                this.reusable = false;
-                this.ended();
+                this.lease = None;
+                this.attempt = None;
             }
         }
         Poll::Ready(frame)

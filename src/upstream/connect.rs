@@ -5,14 +5,15 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
@@ -27,6 +28,10 @@ use crate::upstream::pool::OpenConnection;
 const MAX_HEAD: usize = 64 << 10;
 /// Wait before the next address is tried beside the ones under way (RFC 8305, 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Most fields in a response head.
+const MAX_FIELDS: usize = 256;
+/// Most interim (1xx) responses before the final one.
+const MAX_INTERIM: u32 = 16;
 /// HTTP/2 windows towards upstreams: small, so that a slow client cannot park megabytes in the gateway.
 const H2_STREAM_WINDOW: u32 = 256 << 10;
 const H2_CONNECTION_WINDOW: u32 = 2 << 20;
@@ -58,6 +63,18 @@ impl fmt::Display for ConnectError {
 }
 
 impl std::error::Error for ConnectError {}
+
+impl ConnectError {
+    /// The same error for another request that waited for the same connection.
+    pub fn again(&self) -> Self {
+        match self {
+            Self::Io(error) => Self::Io(io::Error::new(error.kind(), error.to_string())),
+            Self::Tls(error) => Self::Tls(io::Error::new(error.kind(), error.to_string())),
+            Self::Protocol(what) => Self::Protocol(what),
+            Self::Timeout => Self::Timeout,
+        }
+    }
+}
 
 /// A connection that takes requests.
 #[derive(Debug)]
@@ -129,7 +146,7 @@ impl H1 {
 
 /// A byte stream to an endpoint.
 #[derive(Debug)]
-pub enum UpstreamIo {
+pub enum Wire {
     /// TCP in clear.
     Tcp(TcpStream),
     /// TLS over TCP.
@@ -138,18 +155,66 @@ pub enum UpstreamIo {
     Unix(UnixStream),
 }
 
+/// A byte stream to an endpoint that ends the connection when interim (1xx) responses do not end: hyper reads over any number of
+/// them, and tells of each only at the price of allocations for every request.
+#[derive(Debug)]
+pub struct UpstreamIo {
+    wire: Wire,
+    interim: u32,
+    /// Whether what is read belongs to a final response.
+    in_final: bool,
+}
+
+/// The upstream sent more than [`MAX_INTERIM`] interim responses.
+#[derive(Debug)]
+pub struct TooManyInterim;
+
+impl fmt::Display for TooManyInterim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("too many interim responses")
+    }
+}
+
+impl std::error::Error for TooManyInterim {}
+
+impl UpstreamIo {
+    fn new(wire: Wire) -> Self {
+        Self { wire, interim: 0, in_final: false }
+    }
+
+    /// Counts the interim heads at the start of what was read. Heads that are cut by the end of a read count once more or not at
+    /// all; the bound is for floods.
+    fn count_interim(&mut self, bytes: &[u8]) -> io::Result<()> {
+        const HEAD: &[u8] = b"HTTP/1.";
+        let is_interim = |bytes: &[u8]| bytes.len() > 9 && bytes.starts_with(HEAD) && bytes.get(8..10) == Some(b" 1");
+        let mut rest = bytes;
+        while is_interim(rest) {
+            self.interim += 1;
+            if self.interim > MAX_INTERIM {
+                return Err(io::Error::other(TooManyInterim));
+            }
+            match rest.windows(4).position(|end| end == b"\r\n\r\n") {
+                Some(end) => rest = rest.get(end + 4..).unwrap_or_default(),
+                None => return Ok(()),
+            }
+        }
+        self.in_final = !rest.is_empty();
+        Ok(())
+    }
+}
+
 macro_rules! each {
     ($self:expr, $io:ident => $call:expr) => {
-        match $self.get_mut() {
-            UpstreamIo::Tcp(io) => {
+        match &mut $self.get_mut().wire {
+            Wire::Tcp(io) => {
                 let $io = Pin::new(io);
                 $call
             }
-            UpstreamIo::Tls(io) => {
+            Wire::Tls(io) => {
                 let $io = Pin::new(io.as_mut());
                 $call
             }
-            UpstreamIo::Unix(io) => {
+            Wire::Unix(io) => {
                 let $io = Pin::new(io);
                 $call
             }
@@ -158,23 +223,30 @@ macro_rules! each {
 }
 
 impl AsyncRead for UpstreamIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self, io => io.poll_read(cx, buf))
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        std::task::ready!(each!(self.as_mut(), io => io.poll_read(cx, buf)))?;
+        if !self.in_final {
+            self.count_interim(buf.filled().get(before..).unwrap_or_default())?;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for UpstreamIo {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.as_mut().get_mut().request_written();
         each!(self, io => io.poll_write(cx, buf))
     }
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.as_mut().get_mut().request_written();
         each!(self, io => io.poll_write_vectored(cx, bufs))
     }
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Tcp(io) => io.is_write_vectored(),
-            Self::Tls(io) => io.is_write_vectored(),
-            Self::Unix(io) => io.is_write_vectored(),
+        match &self.wire {
+            Wire::Tcp(io) => io.is_write_vectored(),
+            Wire::Tls(io) => io.is_write_vectored(),
+            Wire::Unix(io) => io.is_write_vectored(),
         }
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -182,6 +254,16 @@ impl AsyncWrite for UpstreamIo {
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, io => io.poll_shutdown(cx))
+    }
+}
+
+impl UpstreamIo {
+    /// A request, or more of one, goes out: the next head is that of its response.
+    fn request_written(&mut self) {
+        if self.in_final {
+            self.in_final = false;
+            self.interim = 0;
+        }
     }
 }
 
@@ -204,21 +286,30 @@ impl Destination {
         Self { address: spec.address.clone(), tls_name: Arc::clone(&spec.tls_name), tls: tls.filter(|_| spec.tls), protocol }
     }
 
+    /// Whether connections speak HTTP/2; `None` where TLS will tell.
+    pub fn speaks_h2(&self) -> Option<bool> {
+        match (self.protocol, &self.tls) {
+            (Protocol::H2, _) => Some(true),
+            (Protocol::Http1, _) | (Protocol::Auto, None) => Some(false),
+            (Protocol::Auto, Some(_)) => None,
+        }
+    }
+
     /// Opens a byte stream.
     ///
     /// # Errors
     /// [`ConnectError`]; the caller adds the timeout.
     pub async fn open(&self, addresses: &[SocketAddr], http1_only: bool) -> Result<UpstreamIo, ConnectError> {
         if let Address::Unix(path) = &self.address {
-            return UnixStream::connect(path).await.map(UpstreamIo::Unix).map_err(ConnectError::Io);
+            return UnixStream::connect(path).await.map(|io| UpstreamIo::new(Wire::Unix(io))).map_err(ConnectError::Io);
         }
         let tcp = happy_eyeballs(addresses).await.map_err(ConnectError::Io)?;
         // Latency beats packing: heads and chunks are written whole.
         tcp.set_nodelay(true).map_err(ConnectError::Io)?;
         match &self.tls {
-            None => Ok(UpstreamIo::Tcp(tcp)),
+            None => Ok(UpstreamIo::new(Wire::Tcp(tcp))),
             Some(tls) => match tls.connect(tcp, &self.tls_name, http1_only).await {
-                Ok((stream, _)) => Ok(UpstreamIo::Tls(Box::new(stream))),
+                Ok((stream, _)) => Ok(UpstreamIo::new(Wire::Tls(Box::new(stream)))),
                 Err(error) => Err(ConnectError::Tls(error)),
             },
         }
@@ -230,9 +321,9 @@ impl Destination {
     /// [`ConnectError`]; the caller adds the timeout.
     pub async fn connect(&self, addresses: &[SocketAddr], open: OpenConnection) -> Result<Sender, ConnectError> {
         let io = self.open(addresses, false).await?;
-        let h2 = match (&io, self.protocol) {
-            (UpstreamIo::Tls(tls), Protocol::Auto) => crate::tls::negotiated(tls.get_ref().1) == Alpn::H2,
-            (UpstreamIo::Tls(tls), Protocol::H2) => {
+        let h2 = match (&io.wire, self.protocol) {
+            (Wire::Tls(tls), Protocol::Auto) => crate::tls::negotiated(tls.get_ref().1) == Alpn::H2,
+            (Wire::Tls(tls), Protocol::H2) => {
                 if crate::tls::negotiated(tls.get_ref().1) != Alpn::H2 {
                     return Err(ConnectError::Protocol("the endpoint does not offer HTTP/2"));
                 }
@@ -265,10 +356,11 @@ impl Destination {
     }
 }
 
+/// hyper's own limit is 100 fields. Ours moves the parser's arrays to the heap, which costs a response about 2 %, but a backend
+/// with many cookies must not turn into a 502.
 fn http1_builder() -> http1::Builder {
     let mut builder = http1::Builder::new();
-    // At most 100 fields, which is hyper's default: any other number moves the parser's arrays to the heap, 16 KiB per response.
-    builder.max_header_size(MAX_HEAD);
+    builder.max_header_size(MAX_HEAD).max_headers(MAX_FIELDS);
     builder
 }
 
@@ -279,17 +371,38 @@ async fn handshake_h1(io: UpstreamIo, open: OpenConnection) -> Result<Sender, Co
 }
 
 async fn handshake_h2(io: UpstreamIo, open: OpenConnection) -> Result<Sender, ConnectError> {
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+    let news = Arc::new(News::default());
+    let (sender, connection) = http2::Builder::new(H2Executor(Arc::clone(&news)))
         .timer(TokioTimer::new())
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        // None until the peer's settings say how many: a request above its limit would be refused or wait in the wrong queue.
+        .initial_max_send_streams(0)
         .keep_alive_interval(H2_PING)
         .keep_alive_timeout(H2_PING / 2)
         .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ConnectError::Io(io::Error::other(error)))?;
     let mut connection = Box::pin(connection);
+    std::future::poll_fn(|cx| {
+        news.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(cx.waker().clone());
+        let streams = connection.current_max_send_streams();
+        if streams > 0 {
+            open.allows_streams(streams);
+            return Poll::Ready(Ok(()));
+        }
+        match connection.as_mut().poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(())) => Poll::Ready(Err(ConnectError::Protocol("the endpoint does not speak HTTP/2"))),
+            Poll::Ready(Err(error)) => {
+                tracing::debug!(%error, "no HTTP/2 settings");
+                Poll::Ready(Err(ConnectError::Protocol("the endpoint does not speak HTTP/2")))
+            }
+        }
+    })
+    .await?;
+    news.settled.store(true, Relaxed);
     tokio::spawn(std::future::poll_fn(move |cx| {
         let ended = connection.as_mut().poll(cx);
         open.allows_streams(connection.current_max_send_streams());
@@ -297,6 +410,43 @@ async fn handshake_h2(io: UpstreamIo, open: OpenConnection) -> Result<Sender, Co
         ended.map(|_| ())
     }));
     Ok(Sender::H2(sender))
+}
+
+/// How the one who opens a connection hears of the peer's settings: they are read by a task of the protocol's library, which tells nobody.
+#[derive(Debug, Default)]
+struct News {
+    settled: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+/// Runs the tasks of a connection; until its settings have come, each step of them wakes the one who waits.
+#[derive(Clone)]
+struct H2Executor(Arc<News>);
+
+impl<F> hyper::rt::Executor<F> for H2Executor
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        if self.0.settled.load(Relaxed) {
+            tokio::spawn(async move {
+                future.await;
+            });
+            return;
+        }
+        let news = Arc::clone(&self.0);
+        let mut future = Box::pin(future);
+        tokio::spawn(std::future::poll_fn(move |cx| {
+            let step = future.as_mut().poll(cx);
+            if !news.settled.load(Relaxed)
+                && let Some(waker) = news.waker.lock().unwrap_or_else(PoisonError::into_inner).take()
+            {
+                waker.wake();
+            }
+            step.map(|_| ())
+        }));
+    }
 }
 
 type Attempts = Vec<Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>>;
@@ -358,6 +508,26 @@ mod tests {
 
     fn run<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn interim_responses_are_counted_per_request_and_bodies_are_not_looked_at() {
+        run(async {
+            let (socket, _peer) = tokio::net::UnixStream::pair().unwrap();
+            let mut io = UpstreamIo::new(Wire::Unix(socket));
+            let interim = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n";
+            for _ in 0..MAX_INTERIM {
+                io.count_interim(interim).unwrap();
+            }
+            assert!(!io.in_final);
+            assert!(io.count_interim(interim).unwrap_err().get_ref().unwrap().is::<TooManyInterim>());
+            let mut io = UpstreamIo::new(Wire::Unix(tokio::net::UnixStream::pair().unwrap().0));
+            io.count_interim(&[interim.as_slice(), interim, b"HTTP/1.1 200 OK\r\n\r\n"].concat()).unwrap();
+            assert_eq!((io.interim, io.in_final), (2, true));
+            io.request_written();
+            assert_eq!((io.interim, io.in_final), (0, false));
+            assert!(io.count_interim(&interim.repeat(17)).is_err());
+        });
     }
 
     #[test]

@@ -5,12 +5,12 @@
 //! nothing that another worker writes.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::config;
 use crate::http::body::RequestBody;
@@ -37,6 +37,8 @@ pub struct EndpointPool {
     /// Rings when a connection is given back or closed, for requests that wait.
     freed: Notify,
     waiting: AtomicUsize,
+    /// What the last connection spoke.
+    spoken: AtomicU8,
     metrics: Arc<EndpointMetrics>,
 }
 
@@ -49,7 +51,17 @@ struct Shard(Mutex<Kept>);
 struct Kept {
     idle: Vec<Idle>,
     h2: Vec<Shared>,
+    /// A connection under way that many requests may share, and its outcome.
+    opening: Option<Opening>,
 }
+
+/// The outcome of a connection, once there is one.
+type Opening = watch::Receiver<Option<Result<(), ConnectError>>>;
+
+/// What is known of an endpoint's protocol.
+const UNKNOWN: u8 = 0;
+const HTTP_1: u8 = 1;
+const HTTP_2: u8 = 2;
 
 #[derive(Debug)]
 struct Idle {
@@ -58,10 +70,12 @@ struct Idle {
 }
 
 /// An HTTP/2 connection and the streams open on it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Shared {
     sender: http2::SendRequest<RequestBody>,
     streams: Arc<Streams>,
+    /// Since when it was seen without a stream.
+    idle_since: Option<Instant>,
 }
 
 /// Streams of an HTTP/2 connection.
@@ -120,6 +134,7 @@ impl EndpointPool {
     /// An empty pool.
     pub fn new(workers: usize, destination: Destination, config: &config::upstream::Pool, metrics: Arc<EndpointMetrics>) -> Self {
         Self {
+            spoken: AtomicU8::new(destination.speaks_h2().map_or(UNKNOWN, |h2| if h2 { HTTP_2 } else { HTTP_1 })),
             destination,
             max_connections: config.max_connections,
             max_idle: config.max_idle.div_ceil(workers.max(1)),
@@ -154,7 +169,7 @@ impl EndpointPool {
 
     /// Open and idle connections of all workers.
     pub fn counts(&self) -> (usize, usize) {
-        (self.open.load(Relaxed), (0..self.shards.len()).map(|worker| self.shard(worker).idle.len()).sum())
+        (self.open.load(Relaxed), (0..self.shards.len()).map(|worker| self.shard(worker).unused()).sum())
     }
 
     /// A kept connection, newest first.
@@ -183,17 +198,26 @@ impl EndpointPool {
             return None;
         }
         kept.h2.retain(|shared| !shared.sender.is_closed());
-        let shared = kept.h2.iter().filter(|shared| shared.has_room()).min_by_key(|shared| shared.streams.open.load(Relaxed))?.clone();
+        let shared = kept.h2.iter_mut().filter(|shared| shared.has_room()).min_by_key(|shared| shared.streams.open.load(Relaxed))?;
         shared.streams.open.fetch_add(1, Relaxed);
+        shared.idle_since = None;
+        let (sender, streams) = (shared.sender.clone(), Arc::clone(&shared.streams));
         drop(kept);
-        Some(self.lease(Sender::H2(shared.sender), worker, true, Some(shared.streams)))
+        Some(self.lease(Sender::H2(sender), worker, true, Some(streams)))
+    }
+
+    /// A stream on another worker's connection, where this one may not open its own.
+    pub fn borrow(self: &Arc<Self>, worker: usize) -> Option<Lease> {
+        let shards = self.shards.len();
+        (0..shards).find_map(|next| self.checkout_h2((worker + next) % shards))
     }
 
     fn lease(self: &Arc<Self>, sender: Sender, worker: usize, reused: bool, streams: Option<Arc<Streams>>) -> Lease {
         Lease { sender: Some(sender), reused, pool: Arc::clone(self), worker, streams }
     }
 
-    /// Opens a connection, or `None` when `max_connections` are open and none of them is idle.
+    /// A new connection, or `None` when `max_connections` are open and none of them can be used. Where connections are shared (HTTP/2), requests
+    /// of a worker wait for one that is under way instead of opening one each.
     ///
     /// # Errors
     /// [`ConnectError`]; [`ConnectError::Timeout`] after `timeout`.
@@ -203,21 +227,69 @@ impl EndpointPool {
         addresses: &[SocketAddr],
         timeout: Duration,
     ) -> Option<Result<Lease, ConnectError>> {
-        let open = self.reserve(worker)?;
-        let streams = Arc::clone(&open.streams);
-        let connecting = self.destination.connect(addresses, open);
-        Some(match tokio::time::timeout(timeout, connecting).await {
-            Err(_) => Err(ConnectError::Timeout),
-            Ok(Err(error)) => Err(error),
-            Ok(Ok(Sender::H1(connection))) => Ok(self.lease(Sender::H1(connection), worker, false, None)),
-            Ok(Ok(Sender::H2(sender))) => {
-                streams.open.store(1, Relaxed);
-                self.shard(worker).h2.push(Shared { sender: sender.clone(), streams: Arc::clone(&streams) });
-                // Other requests may have waited for this one to be made.
-                self.freed.notify_waiters();
-                Ok(self.lease(Sender::H2(sender), worker, false, Some(streams)))
+        while self.spoken.load(Relaxed) != HTTP_1 {
+            let Some(mut outcome) = self.opening(worker, addresses, timeout) else { return self.borrow(worker).map(Ok) };
+            let failed = match outcome.wait_for(Option::is_some).await {
+                Ok(outcome) => outcome.as_ref().and_then(|outcome| outcome.as_ref().err().map(ConnectError::again)),
+                // Its task ended without an outcome: the runtime is stopping.
+                Err(_) => Some(ConnectError::Timeout),
+            };
+            if let Some(error) = failed {
+                return Some(Err(error));
             }
-        })
+            if let Some(lease) = self.checkout(worker, Instant::now()) {
+                return Some(Ok(lease));
+            }
+        }
+        let open = self.reserve(worker, false)?;
+        let streams = Arc::clone(&open.streams);
+        let outcome = tokio::time::timeout(timeout, self.destination.connect(addresses, open)).await;
+        match self.connected(worker, streams, outcome.unwrap_or(Err(ConnectError::Timeout))) {
+            Ok(Some(connection)) => Some(Ok(self.lease(Sender::H1(connection), worker, false, None))),
+            Ok(None) => self.checkout_h2(worker).map(Ok),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// The shared connection that is under way for this worker; begins one if there is none. `None` when none may be opened.
+    fn opening(self: &Arc<Self>, worker: usize, addresses: &[SocketAddr], timeout: Duration) -> Option<Opening> {
+        if let Some(opening) = &self.shard(worker).opening {
+            return Some(opening.clone());
+        }
+        let open = self.reserve(worker, false)?;
+        let (done, opening) = watch::channel(None);
+        self.shard(worker).opening = Some(opening.clone());
+        // A task of its own: the request that began it may leave while others wait.
+        let (pool, addresses) = (Arc::clone(self), addresses.to_vec());
+        tokio::spawn(async move {
+            let streams = Arc::clone(&open.streams);
+            let outcome = tokio::time::timeout(timeout, pool.destination.connect(&addresses, open)).await;
+            let outcome = pool.connected(worker, streams, outcome.unwrap_or(Err(ConnectError::Timeout))).map(|connection| {
+                if let Some(connection) = connection {
+                    pool.give_back(connection, worker, Instant::now());
+                }
+            });
+            pool.shard(worker).opening = None;
+            done.send_replace(Some(outcome));
+        });
+        Some(opening)
+    }
+
+    /// Keeps a new HTTP/2 connection, or hands out a new HTTP/1.1 one.
+    fn connected(&self, worker: usize, streams: Arc<Streams>, outcome: Result<Sender, ConnectError>) -> Result<Option<H1>, ConnectError> {
+        match outcome? {
+            Sender::H1(connection) => {
+                self.spoken.store(HTTP_1, Relaxed);
+                Ok(Some(connection))
+            }
+            Sender::H2(sender) => {
+                self.spoken.store(HTTP_2, Relaxed);
+                self.shard(worker).h2.push(Shared { sender, streams, idle_since: None });
+                // Requests that wait for room have some now.
+                self.freed.notify_waiters();
+                Ok(None)
+            }
+        }
     }
 
     /// Opens a connection for one WebSocket: HTTP/1.1, never kept.
@@ -230,31 +302,42 @@ impl EndpointPool {
         addresses: &[SocketAddr],
         timeout: Duration,
     ) -> Option<Result<http1::SendRequest<RequestBody>, ConnectError>> {
-        let open = self.reserve(worker)?;
+        let open = self.reserve(worker, true)?;
         let connecting = self.destination.connect_for_tunnel(addresses, open);
         Some(tokio::time::timeout(timeout, connecting).await.unwrap_or(Err(ConnectError::Timeout)))
     }
 
-    /// Takes one of the `max_connections`; an idle connection of another worker makes room.
-    fn reserve(self: &Arc<Self>, worker: usize) -> Option<OpenConnection> {
+    /// Takes one of the `max_connections`; an idle connection of another worker makes room. With `h2` an unused HTTP/2 connection does, too; who
+    /// can share it should do that instead.
+    fn reserve(self: &Arc<Self>, worker: usize, h2: bool) -> Option<OpenConnection> {
         let taken = |open: usize| (open < self.max_connections).then_some(open + 1);
-        if self.open.try_update(Relaxed, Relaxed, taken).is_err() {
-            // Its count is given back when its task has seen that the sender is gone; it is replaced, not added to.
-            let other = (0..self.shards.len()).find_map(|worker| {
-                let mut kept = self.shard(worker);
-                (!kept.idle.is_empty()).then(|| kept.idle.remove(0))
-            })?;
+        while self.open.try_update(Relaxed, Relaxed, taken).is_err() {
+            // The place of an HTTP/1.1 connection is free once it is dropped, and whoever is first takes it: only so are there never too
+            // many. One of HTTP/2 ends a moment later, when its task has seen that nobody holds it.
+            let other = (0..self.shards.len()).find_map(|worker| self.shard(worker).give_up(h2))?;
+            if matches!(other, Sender::H2(_)) {
+                self.open.fetch_add(1, Relaxed);
+                break;
+            }
             drop(other);
-            self.open.fetch_add(1, Relaxed);
         }
         self.metrics.connection_opened(worker);
-        // 100 is what HTTP/2 suggests a peer should allow at least (RFC 9113, 6.5.2).
-        let streams = Arc::new(Streams { open: AtomicUsize::new(0), max: AtomicUsize::new(100) });
+        // The peer's settings say how many.
+        let streams = Arc::new(Streams { open: AtomicUsize::new(0), max: AtomicUsize::new(0) });
         Some(OpenConnection { pool: Arc::clone(self), worker, streams })
     }
 
-    /// Waits until a connection may be free. `false` when too many wait already.
+    /// Waits until a request may find a connection. `false` when too many wait already.
     pub async fn wait_for_room(&self) -> bool {
+        self.wait_while(Self::is_full).await
+    }
+
+    /// Waits until a connection of its own may be opened, for who cannot share one. `false` when too many wait already.
+    pub async fn wait_for_place(&self) -> bool {
+        self.wait_while(|pool| pool.open.load(Relaxed) >= pool.max_connections && pool.counts().1 == 0).await
+    }
+
+    async fn wait_while(&self, full: impl Fn(&Self) -> bool) -> bool {
         struct Waiting<'a>(&'a AtomicUsize);
         impl Drop for Waiting<'_> {
             fn drop(&mut self) {
@@ -267,7 +350,7 @@ impl EndpointPool {
             return false;
         }
         let freed = self.freed.notified();
-        if self.is_full() {
+        if full(self) {
             freed.await;
         }
         true
@@ -288,7 +371,7 @@ impl EndpointPool {
         let mut stale: Vec<_> = kept.idle.drain(..fresh).collect();
         // Those that the upstream has closed go as well.
         stale.extend(kept.idle.extract_if(.., |idle| !idle.connection.is_ready()));
-        kept.h2.retain(|shared| !shared.sender.is_closed());
+        kept.h2.retain_mut(|shared| !shared.sender.is_closed() && !shared.idle_too_long(now, idle_timeout));
         drop(kept);
         drop(stale);
     }
@@ -308,7 +391,36 @@ impl EndpointPool {
     }
 }
 
+impl Kept {
+    /// Connections without a request.
+    fn unused(&self) -> usize {
+        self.idle.len() + self.h2.iter().filter(|shared| shared.is_unused()).count()
+    }
+
+    /// Takes out a connection without a request, to be dropped when the lock is gone; with `h2` also an HTTP/2 one.
+    fn give_up(&mut self, h2: bool) -> Option<Sender> {
+        if !self.idle.is_empty() {
+            return Some(Sender::H1(self.idle.remove(0).connection));
+        }
+        let unused = self.h2.iter().position(Shared::is_unused).filter(|_| h2)?;
+        Some(Sender::H2(self.h2.swap_remove(unused).sender))
+    }
+}
+
 impl Shared {
+    fn is_unused(&self) -> bool {
+        self.streams.open.load(Relaxed) == 0
+    }
+
+    /// Whether it was without a stream for `limit`, looked at every now and then.
+    fn idle_too_long(&mut self, now: Instant, limit: Duration) -> bool {
+        if !self.is_unused() {
+            self.idle_since = None;
+            return false;
+        }
+        now.saturating_duration_since(*self.idle_since.get_or_insert(now)) >= limit
+    }
+
     fn has_room(&self) -> bool {
         !self.sender.is_closed() && self.streams.open.load(Relaxed) < self.streams.max.load(Relaxed)
     }
@@ -327,18 +439,26 @@ impl Lease {
         }
     }
 
-    /// Gives the connection back after request and response both ended cleanly. It counts as idle since `since`.
-    pub fn give_back(mut self, since: Instant) {
+    /// The response ended as it should. A `reusable` connection goes back once the request has ended as well, idle since `since`; one
+    /// that has not within a second (the upstream answered without reading it) is closed.
+    pub fn give_back(mut self, reusable: bool, since: Instant) {
         let Some(Sender::H1(mut connection)) = self.sender.take() else { return };
         if connection.is_ready() {
-            self.pool.give_back(connection, self.worker, since);
-        } else if !connection.is_closed() {
-            let (pool, worker) = (Arc::clone(&self.pool), self.worker);
-            tokio::spawn(async move {
-                if let Ok(true) = tokio::time::timeout(READY_AGAIN, connection.ready()).await {
-                    pool.give_back(connection, worker, Instant::now());
-                }
-            });
+            if reusable {
+                self.pool.give_back(connection, self.worker, since);
+            }
+            return;
         }
+        if connection.is_closed() {
+            return;
+        }
+        let (pool, worker) = (Arc::clone(&self.pool), self.worker);
+        tokio::spawn(async move {
+            if let Ok(true) = tokio::time::timeout(READY_AGAIN, connection.ready()).await
+                && reusable
+            {
+                pool.give_back(connection, worker, Instant::now());
+            }
+        });
     }
 }

@@ -172,7 +172,13 @@ fn a_good_request_id_is_kept_and_a_bad_one_replaced() {
     assert_eq!(upstream.last().header("x-request-id"), Some(id));
     assert_eq!(gateway.logged("/kept")["request_id"], id);
     let long = "a".repeat(129);
-    for headers in [&[("X-Request-Id", "a b")][..], &[("X-Request-Id", long.as_str())], &[("X-Request-Id", ""),], &[("X-Request-Id", "a"), ("X-Request-Id", "b")], &[]] {
+    for headers in [
+        &[("X-Request-Id", "a b")][..],
+        &[("X-Request-Id", long.as_str())],
+        &[("X-Request-Id", "")],
+        &[("X-Request-Id", "a"), ("X-Request-Id", "b")],
+        &[],
+    ] {
         let answer = gateway.request("GET", "/made", headers, "");
         let ids = answer.all("x-request-id");
         assert_eq!(ids.len(), 1, "{headers:?}");

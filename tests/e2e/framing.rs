@@ -75,7 +75,10 @@ fn any_transfer_coding_but_one_chunked_is_refused() {
 #[test]
 fn http_1_0_with_a_transfer_coding_is_refused() {
     let (gateway, upstream) = proxy();
-    refused_and_closed(&gateway, format!("POST / HTTP/1.0\r\nHost: site\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{SMUGGLED}").as_bytes());
+    refused_and_closed(
+        &gateway,
+        format!("POST / HTTP/1.0\r\nHost: site\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{SMUGGLED}").as_bytes(),
+    );
     assert_eq!(upstream.count(), 0);
 }
 
@@ -196,7 +199,10 @@ fn an_unread_body_is_never_taken_for_a_request() {
             raw.send(format!("POST {path} HTTP/1.1\r\nHost: site\r\n{head}\r\n\r\n{body}{}", get("/second")));
             let first = raw.read();
             assert_eq!(first.status, status, "{path}");
-            let (rest, _) = { raw.half_close(); raw.rest() };
+            let (rest, _) = {
+                raw.half_close();
+                raw.rest()
+            };
             let rest = String::from_utf8_lossy(&rest);
             assert!(!rest.contains("ADMIN"), "{path}: {rest}");
             assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 298"), "{path}: {rest}");

@@ -7,6 +7,7 @@ use crate::support::{Gateway, Upstream};
 fn named(lines: &[(&str, &str)]) -> Gateway {
     let mut yaml = String::from("routes:\n");
     for (name, matcher) in lines {
+        let matcher = if matcher.starts_with('{') { (*matcher).to_owned() } else { format!("'{matcher}'") };
         yaml.push_str(&format!("  - {{ name: '{name}', match: {matcher}, respond: {{ status: 200, body: '{name}' }} }}\n"));
     }
     Gateway::new(&yaml, &[])

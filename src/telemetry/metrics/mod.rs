@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub use self::listener::{ConnectionError, ListenerMetrics};
 pub use self::process::{AuthenticatorMetrics, Reload, StoreMetrics};
-pub use self::route::{AUTH_ERRORS, RouteMetrics};
+pub use self::route::{AUTH_ERRORS, Mirrored, RouteMetrics};
 pub use self::table::{Family, Kind, markdown};
 pub use self::upstream::{EndpointMetrics, UpstreamMetrics};
 

@@ -30,6 +30,23 @@ pub const AUTH_ERRORS: [&str; 14] = [
     "unavailable",
 ];
 
+/// What became of a request's copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mirrored {
+    /// The mirror answered.
+    Sent,
+    /// It did not.
+    Failed,
+    /// Too many copies were under way.
+    Dropped,
+    /// The body was too long, or never complete.
+    Skipped,
+}
+
+/// Values of the `result` label, by [`Mirrored`].
+const MIRRORED: [&str; 4] = ["sent", "failed", "dropped", "skipped"];
+
 /// Last grpc-status that gRPC defines.
 const LAST_GRPC_STATUS: u8 = 16;
 const GRPC_STATUSES: usize = LAST_GRPC_STATUS as usize + 2;
@@ -48,6 +65,7 @@ struct Shard {
     errors: Counters<REASONS>,
     auth: Counters<{ AUTH_ERRORS.len() }>,
     grpc: Counters<GRPC_STATUSES>,
+    mirrored: Counters<{ MIRRORED.len() }>,
     rate_limited: Counter,
     tunnels: Level,
 }
@@ -92,6 +110,11 @@ impl RouteMetrics {
         self.shards.of(worker).grpc.one(usize::from(grpc_status.min(LAST_GRPC_STATUS + 1)));
     }
 
+    /// A request was chosen for a copy, with this result.
+    pub fn mirrored(&self, worker: usize, result: Mirrored) {
+        self.shards.of(worker).mirrored.one(result as usize);
+    }
+
     /// A tunnel was opened.
     pub fn tunnel_opened(&self, worker: usize) {
         self.shards.of(worker).tunnels.up();
@@ -109,11 +132,13 @@ impl RouteMetrics {
         }
         let mut durations = DurationSums::default();
         let (mut errors, mut auth, mut grpc) = ([0; REASONS], [0; AUTH_ERRORS.len()], [0; GRPC_STATUSES]);
+        let mut mirrored = [0; MIRRORED.len()];
         for shard in self.shards.used() {
             shard.durations.add_to(&mut durations);
             shard.errors.add_to(&mut errors);
             shard.auth.add_to(&mut auth);
             shard.grpc.add_to(&mut grpc);
+            shard.mirrored.add_to(&mut mirrored);
         }
         scrape.durations(Family::RequestDuration, &[route], &durations);
         scrape.count(Family::RateLimited, &[route], self.shards.sum(|shard| &shard.rate_limited));
@@ -124,6 +149,9 @@ impl RouteMetrics {
         }
         for (word, count) in AUTH_ERRORS.iter().zip(auth).filter(|(_, count)| *count > 0) {
             scrape.count(Family::AuthFailures, &[route, word], count);
+        }
+        for (result, count) in MIRRORED.iter().zip(mirrored).filter(|(_, count)| *count > 0) {
+            scrape.count(Family::Mirrored, &[route, result], count);
         }
         for (status, count) in grpc.into_iter().enumerate().filter(|(_, count)| *count > 0) {
             let word = if status > usize::from(LAST_GRPC_STATUS) { "other".to_owned() } else { status.to_string() };

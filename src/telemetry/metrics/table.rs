@@ -75,6 +75,10 @@ table! {
         "Attempts after the first.";
     RetriesDenied = Counter "gateway_retries_denied_total" ["upstream"]
         "Retries that the retry budget did not allow.";
+    Mirrored = Counter "gateway_mirrored_total" ["route", "result"]
+        "Requests chosen for a copy: sent (the mirror answered), failed, dropped (too many under way), skipped (body too long or incomplete).";
+    LookupFailures = Counter "gateway_upstream_lookup_failures_total" ["upstream"]
+        "Look-ups of an endpoint's name that failed; the last addresses stay in use.";
     Ejections = Counter "gateway_upstream_ejections_total" ["upstream", "endpoint"]
         "Ejections of an endpoint by outlier detection.";
     BreakerDropped = Counter "gateway_breaker_dropped_total" ["upstream"]

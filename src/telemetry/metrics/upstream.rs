@@ -14,6 +14,7 @@ const REASONS: usize = Reason::ALL.len();
 #[derive(Debug)]
 pub struct UpstreamMetrics {
     shards: PerWorker<UpstreamShard>,
+    lookups_failed: Counter,
     panic: AtomicBool,
 }
 
@@ -27,7 +28,7 @@ struct UpstreamShard {
 
 impl UpstreamMetrics {
     pub(super) fn new(workers: usize) -> Self {
-        Self { shards: PerWorker::new(workers), panic: AtomicBool::new(false) }
+        Self { shards: PerWorker::new(workers), lookups_failed: Counter::default(), panic: AtomicBool::new(false) }
     }
 
     /// An attempt got its response head this long after its endpoint was picked.
@@ -50,6 +51,11 @@ impl UpstreamMetrics {
         self.shards.of(worker).breaker_dropped.one();
     }
 
+    /// The look-up of a name of one of its endpoints failed.
+    pub fn lookup_failed(&self) {
+        self.lookups_failed.one();
+    }
+
     /// Whether so few endpoints are available that all of them are used. Only a change writes, so it may be set for every pick.
     pub fn set_panic(&self, panic: bool) {
         if self.panic.load(Relaxed) != panic {
@@ -68,6 +74,7 @@ impl UpstreamMetrics {
         scrape.durations(Family::UpstreamRequestDuration, &[upstream], &durations);
         scrape.count(Family::Retries, &[upstream], self.shards.sum(|shard| &shard.retries));
         scrape.count(Family::RetriesDenied, &[upstream], self.shards.sum(|shard| &shard.retries_denied));
+        scrape.count(Family::LookupFailures, &[upstream], self.lookups_failed.get());
         scrape.count(Family::BreakerDropped, &[upstream], self.shards.sum(|shard| &shard.breaker_dropped));
         scrape.number(Family::UpstreamPanic, &[upstream], f64::from(u8::from(self.panic())));
     }

@@ -65,7 +65,11 @@ impl Client {
         whole(response.await?).await
     }
     /// Sends a request with this body.
-    pub async fn start(&mut self, request: Request<()>, body: &[u8]) -> Result<(h2::client::ResponseFuture, h2::SendStream<Bytes>), h2::Error> {
+    pub async fn start(
+        &mut self,
+        request: Request<()>,
+        body: &[u8],
+    ) -> Result<(h2::client::ResponseFuture, h2::SendStream<Bytes>), h2::Error> {
         self.ready().await?;
         let (response, mut stream) = self.send.send_request(request, body.is_empty())?;
         if !body.is_empty() {
@@ -156,7 +160,11 @@ impl H2Upstream {
     }
 
     /// The same with TLS and settings of the protocol.
-    pub fn with<F>(tls: Option<Arc<rustls::ServerConfig>>, builder: server::Builder, handler: impl Fn(Stream) -> F + Send + Sync + 'static) -> Self
+    pub fn with<F>(
+        tls: Option<Arc<rustls::ServerConfig>>,
+        builder: server::Builder,
+        handler: impl Fn(Stream) -> F + Send + Sync + 'static,
+    ) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {

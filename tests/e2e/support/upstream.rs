@@ -202,7 +202,8 @@ impl Drop for Upstream {
 /// What [`Upstream::echo`] answers.
 pub fn echoed(request: &Request) -> String {
     let headers: Vec<_> = request.headers.iter().map(|(name, value)| json!([name, value])).collect();
-    json!({"method": request.method, "target": request.target, "version": request.version, "headers": headers, "body": request.text()}).to_string()
+    json!({"method": request.method, "target": request.target, "version": request.version, "headers": headers, "body": request.text()})
+        .to_string()
 }
 
 /// An address that refuses connections for as long as this lives.

@@ -1,0 +1,145 @@
+//! Sending copies of requests to a mirror: beside the request, never in its way.
+//!
+//! A copy has a task of its own from the start. It shares nothing with the request but the bytes of the body, which it gets when the
+//! client has sent the last of them, and it ends by itself: at the route's `timeout`, whatever the shadow does.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method};
+use http_body_util::BodyExt;
+use tokio::sync::oneshot;
+
+use crate::gateway::handle::Context;
+use crate::gateway::route::Route;
+use crate::gateway::target::{UpstreamHandle, hash_of};
+use crate::http::body::{BodyFailure, BoxedBody, RequestBody};
+use crate::http::{Exchange, grpc_web};
+use crate::targets::mirror::{Mirror, Place};
+use crate::telemetry::metrics::{Mirrored, RouteMetrics};
+use crate::upstream::client::{Call, CallBody, Limit, Trace, send};
+use crate::upstream::retry::idempotent;
+
+/// Longest answer of a shadow that is read so that its connection can be kept; a longer one closes it.
+const DRAIN: usize = 64 << 10;
+/// How long a copy may take on a route without any timeout.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// `mirror` with its upstream.
+pub struct MirrorTarget {
+    /// What is copied.
+    pub mirror: Mirror,
+    /// Where copies go.
+    pub handle: UpstreamHandle,
+}
+
+/// A copy about to be sent.
+struct Copy {
+    worker: usize,
+    handle: UpstreamHandle,
+    method: Method,
+    target: PathAndQuery,
+    headers: HeaderMap,
+    host: Option<HeaderValue>,
+    body: Option<oneshot::Receiver<Bytes>>,
+    grpc_web: Option<grpc_web::Call>,
+    hash: Option<u64>,
+    needs_h2: bool,
+    time: Duration,
+    _place: Place,
+}
+
+impl Route {
+    /// Copies a request to the route's mirror, if it is chosen. `headers` and `target` are what goes upstream.
+    pub(super) fn copy(&self, ex: &Exchange, cx: &Context<'_>, target: &PathAndQuery, headers: &HeaderMap, host: Option<&HeaderValue>) {
+        let Some(mirror) = self.mirror.as_ref().filter(|mirror| mirror.mirror.chooses(crate::random::next())) else { return };
+        let Some(place) = mirror.mirror.enter(ex.worker) else {
+            return self.metrics.mirrored(ex.worker, Mirrored::Dropped);
+        };
+        let body = match &cx.body {
+            None => None,
+            Some(body) => match body.copy() {
+                Some(copied) => Some(copied),
+                None => return self.metrics.mirrored(ex.worker, Mirrored::Skipped),
+            },
+        };
+        let copy = Copy {
+            worker: ex.worker,
+            handle: mirror.handle.clone(),
+            method: ex.method.clone(),
+            target: target.clone(),
+            headers: headers.clone(),
+            host: host.cloned(),
+            body,
+            grpc_web: cx.grpc_web,
+            hash: hash_of(&mirror.handle.upstream, ex, headers),
+            needs_h2: cx.grpc || cx.grpc_web.is_some(),
+            time: self.timeout.or(self.idle_timeout).unwrap_or(LONGEST),
+            _place: place,
+        };
+        tokio::spawn(account(copy, Arc::clone(&self.metrics)));
+    }
+}
+
+async fn account(copy: Copy, metrics: Arc<RouteMetrics>) {
+    let worker = copy.worker;
+    metrics.mirrored(worker, copy.run().await);
+}
+
+impl Copy {
+    async fn run(self) -> Mirrored {
+        let body = match self.body {
+            None => CallBody::Empty,
+            Some(body) => match body.await {
+                Ok(bytes) => call_body(bytes, self.grpc_web),
+                // It was too long, or never complete.
+                Err(_) => return Mirrored::Skipped,
+            },
+        };
+        let deadline = Instant::now() + self.time;
+        let call = Call {
+            worker: self.worker,
+            method: &self.method,
+            target: self.target,
+            idempotent: idempotent(&self.method, &self.headers),
+            headers: self.headers,
+            host: self.host,
+            body,
+            retry: None,
+            hash: &move || self.hash,
+            limit: Limit::Until(Some(deadline)),
+            needs_h2: self.needs_h2,
+        };
+        let sent = send(&self.handle.upstream, &self.handle.metrics, call, &mut Trace::default()).await;
+        let mut answer = match sent {
+            Ok(response) => response.into_body(),
+            Err(failure) => {
+                tracing::debug!(upstream = &*self.handle.upstream.name, reason = failure.reason.as_str(), "a mirrored request failed");
+                return Mirrored::Failed;
+            }
+        };
+        let drain = async {
+            let mut left = DRAIN;
+            while let Some(Ok(frame)) = answer.frame().await {
+                match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                    Some(rest) => left = rest,
+                    None => return,
+                }
+            }
+        };
+        // Whether it ends in time makes no difference: nobody reads it.
+        let _ = tokio::time::timeout_at(deadline.into(), drain).await;
+        Mirrored::Sent
+    }
+}
+
+fn call_body(bytes: Bytes, grpc_web: Option<grpc_web::Call>) -> CallBody {
+    let Some(call) = grpc_web else { return if bytes.is_empty() { CallBody::Empty } else { CallBody::Full(bytes) } };
+    let adapted = grpc_web::RequestBody::new(call, RequestBody::Full(bytes)).map_err(|error| match error {
+        grpc_web::Error::Body(failure) => failure,
+        grpc_web::Error::Base64 => BodyFailure::Client,
+    });
+    CallBody::once(BoxedBody(Box::pin(adapted)))
+}

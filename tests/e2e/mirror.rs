@@ -1,0 +1,199 @@
+//! Copies of requests: they go out as the request does, and the request never notices.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use crate::support::client::get;
+use crate::support::upstream::Unreachable;
+use crate::support::{Gate, Gateway, Refused, Then, Upstream, eventually};
+
+fn mirrored(route: &str, mirror: &str) -> String {
+    format!(
+        "upstreams:\n  up: {{ endpoints: [http://@0] }}\n  shadow: {{ endpoints: [http://@1], connect_timeout: 300ms }}\n\
+         routes:\n  - {{ name: all, match: /*, upstream: up, {route} mirror: {mirror} }}\n"
+    )
+}
+
+fn result(gateway: &Gateway, result: &str, count: f64) {
+    gateway.metric_becomes(&format!("gateway_mirrored_total{{route=\"all\",result=\"{result}\"}}"), count);
+}
+
+#[test]
+fn the_copy_is_what_the_upstream_gets() {
+    let (main, shadow) = (Upstream::text("main"), Upstream::text("shadow"));
+    let gateway = Gateway::new(
+        &mirrored("rewrite: { strip_prefix: /api }, headers: { request: { set: { x-set: '1' } } },", "{ upstream: shadow }")
+            .replace("/*", "/api/*"),
+        &[main.address, shadow.address],
+    );
+    for (method, body) in [("GET", ""), ("POST", "hello"), ("PUT", "b"), ("DELETE", "")] {
+        let answer = gateway.request(method, "/api/x?q=1", &[("x-mine", "2"), ("x-forwarded-for", "6.6.6.6")], body);
+        assert_eq!(answer.text(), "main");
+    }
+    eventually("four copies", || (shadow.count() == 4).then_some(()));
+    let (mut sent, mut copied) = (main.requests(), shadow.requests());
+    sent.sort_by(|a, b| a.method.cmp(&b.method));
+    copied.sort_by(|a, b| a.method.cmp(&b.method));
+    for (sent, copied) in sent.iter().zip(&copied) {
+        assert_eq!((&sent.method, &sent.target, &sent.body), (&copied.method, &copied.target, &copied.body));
+        let sorted = |fields: &crate::support::wire::Fields| {
+            let mut fields: Vec<_> = fields.iter().map(|(name, value)| (name.to_lowercase(), value.clone())).collect();
+            fields.sort();
+            fields
+        };
+        assert_eq!(sorted(&sent.headers), sorted(&copied.headers));
+    }
+    result(&gateway, "sent", 4.0);
+    eventually("copies are no requests: four lines", || (gateway.log().len() == 4).then_some(()));
+    assert!(gateway.log().iter().all(|line| line["upstream"] == "up"));
+}
+
+#[test]
+fn a_shadow_that_fails_hangs_or_stalls_is_never_noticed() {
+    let refused = Refused::new();
+    let silent = Unreachable::new();
+    let hangs = Upstream::raw(|conn| {
+        conn.wait_end();
+        Then::Close
+    });
+    let garbage = Upstream::bytes("what\r\n\r\n", Then::Close);
+    for address in [refused.address, silent.address, hangs.address, garbage.address] {
+        let main = Upstream::text("main");
+        let gateway = Gateway::new(&mirrored("timeout: 500ms,", "{ upstream: shadow }"), &[main.address, address]);
+        let mut raw = gateway.connect();
+        let started = Instant::now();
+        for _ in 0..5 {
+            assert_eq!(raw.ask(get("/")).text(), "main");
+        }
+        assert!(started.elapsed() < Duration::from_millis(450), "{:?}", started.elapsed());
+        result(&gateway, "failed", 5.0);
+    }
+    // What hangs is given up with the route's timeout.
+    eventually("the hanging connections are closed", || (hangs.open() == 0).then_some(()));
+}
+
+#[test]
+fn a_failing_main_upstream_is_mirrored_all_the_same() {
+    let (dead, shadow) = (Refused::new(), Upstream::text("shadow"));
+    let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[dead.address, shadow.address]);
+    gateway.get("/").refused(502, "upstream_connect_failed");
+    result(&gateway, "sent", 1.0);
+}
+
+#[test]
+fn bodies_are_copied_up_to_64_kib() {
+    let (main, shadow) = (Upstream::echo(), Upstream::text("shadow"));
+    let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[main.address, shadow.address]);
+    let most = "m".repeat(64 << 10);
+    assert_eq!(gateway.request("POST", "/fits", &[], &most).status, 200);
+    assert_eq!(gateway.request("POST", "/long", &[], &format!("{most}x")).status, 200);
+    let chunked = |count: usize| {
+        let mut text = "POST /chunked HTTP/1.1\r\nHost: site\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
+        for _ in 0..count {
+            text.push_str(&format!("2000\r\n{}\r\n", "c".repeat(0x2000)));
+        }
+        text + "0\r\n\r\n"
+    };
+    assert_eq!(gateway.ask(chunked(8)).status, 200);
+    assert_eq!(gateway.ask(chunked(9)).status, 200);
+    result(&gateway, "sent", 2.0);
+    result(&gateway, "skipped", 2.0);
+    let mut copies: Vec<_> = shadow.requests().into_iter().map(|request| (request.target, request.body.len())).collect();
+    copies.sort();
+    assert_eq!(copies, [("/chunked".to_owned(), 64 << 10), ("/fits".to_owned(), 64 << 10)]);
+}
+
+#[test]
+fn a_body_that_never_ends_is_not_copied() {
+    let (main, shadow) = (Upstream::echo(), Upstream::text("shadow"));
+    let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[main.address, shadow.address]);
+    let mut raw = gateway.connect();
+    raw.send("POST / HTTP/1.1\r\nHost: site\r\nContent-Length: 10\r\n\r\nhello");
+    std::thread::sleep(Duration::from_millis(50));
+    drop(raw);
+    result(&gateway, "skipped", 1.0);
+    assert_eq!(shadow.connections(), 0);
+}
+
+#[test]
+fn refused_requests_are_not_copied() {
+    let (main, shadow) = (Upstream::text("main"), Upstream::text("shadow"));
+    let gateway = Gateway::new(&mirrored("ip: { deny: [127.0.0.1] },", "{ upstream: shadow }"), &[main.address, shadow.address]);
+    gateway.get("/").refused(403, "ip_denied");
+    assert_eq!(shadow.connections(), 0);
+}
+
+#[test]
+fn a_share_is_copied() {
+    let (main, shadow) = (Upstream::text("main"), Upstream::text("shadow"));
+    for (percent, range) in [("0%", 0.0..=0.0), ("30%", 60.0..=180.0), ("100%", 400.0..=400.0)] {
+        let gateway = Gateway::new(&mirrored("", &format!("{{ upstream: shadow, percent: {percent} }}")), &[main.address, shadow.address]);
+        let mut raw = gateway.connect();
+        for _ in 0..400 {
+            assert_eq!(raw.ask(get("/")).status, 200);
+        }
+        let series = |result: &str| gateway.metric(&format!("gateway_mirrored_total{{route=\"all\",result=\"{result}\"}}"));
+        let all = || ["sent", "failed", "dropped"].map(series).iter().sum::<f64>();
+        eventually("the share was copied", || range.contains(&all()).then_some(()));
+    }
+}
+
+#[test]
+fn only_so_many_copies_are_under_way() {
+    let gate = Gate::new();
+    let (pass, most) = (gate.clone(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&most);
+    let main = Upstream::text("main");
+    let shadow = Upstream::serve(move |_, conn| {
+        counted.fetch_add(1, SeqCst);
+        pass.pass();
+        conn.ok("late")
+    });
+    let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[main.address, shadow.address]);
+    // One connection is on one worker.
+    let mut raw = gateway.connect();
+    for _ in 0..140 {
+        assert_eq!(raw.ask(get("/")).text(), "main");
+    }
+    eventually("128 are under way", || (most.load(SeqCst) == 128).then_some(()));
+    result(&gateway, "dropped", 12.0);
+    gate.open();
+    result(&gateway, "sent", 128.0);
+    assert_eq!(raw.ask(get("/")).text(), "main");
+    result(&gateway, "sent", 129.0);
+}
+
+#[test]
+fn a_long_answer_of_the_shadow_is_not_read_to_its_end() {
+    let main = Upstream::text("main");
+    let shadow = Upstream::serve(|_, conn| {
+        conn.write("HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n");
+        while conn.write([b'x'; 4096]) {}
+        Then::Close
+    });
+    let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[main.address, shadow.address]);
+    assert_eq!(gateway.get("/").text(), "main");
+    result(&gateway, "sent", 1.0);
+    eventually("its connection is closed", || (shadow.open() == 0).then_some(()));
+}
+
+#[test]
+fn a_split_is_mirrored_too_and_what_is_not_proxied_cannot_be() {
+    let (main, shadow) = (Upstream::text("main"), Upstream::text("shadow"));
+    let yaml = "
+        upstreams: { up: { endpoints: [http://@0] }, shadow: { endpoints: [http://@1] } }
+        routes:
+          - { name: all, match: /*, split: [{ upstream: up }], mirror: { upstream: shadow } }
+          - { match: /fixed, respond: { status: 200 } }";
+    let gateway = Gateway::new(yaml, &[main.address, shadow.address]);
+    assert_eq!(gateway.get("/").text(), "main");
+    assert_eq!(gateway.get("/fixed").status, 200);
+    result(&gateway, "sent", 1.0);
+    let wrong = yaml.replace("respond: { status: 200 } }", "respond: { status: 200 }, mirror: { upstream: shadow } }");
+    let error = Gateway::start_error(&wrong, &[main.address, shadow.address]).unwrap();
+    assert!(error.contains("`mirror` copies proxied requests"), "{error}");
+    let unknown = yaml.replace("mirror: { upstream: shadow }", "mirror: { upstream: shadov }");
+    let error = Gateway::start_error(&unknown, &[main.address, shadow.address]).unwrap();
+    assert!(error.contains("shadov"), "{error}");
+}
