@@ -231,7 +231,7 @@ impl Core {
                 ReloadOutcome::Failed { errors }
             }
             Ok((snapshot, sockets)) => {
-                self.commit(Arc::new(snapshot), sockets);
+                self.commit(&Arc::new(snapshot), sockets);
                 let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
                 events::config_loaded(path, generation, self.snapshot().routes.len(), duration_ms);
                 ReloadOutcome::Ok { generation, duration_ms }
@@ -240,22 +240,22 @@ impl Core {
     }
 
     /// Makes `snapshot` the one that serves. Nothing in here can fail.
-    pub(super) fn commit(self: &Arc<Self>, snapshot: Arc<Snapshot>, sockets: Sockets) {
+    pub(super) fn commit(self: &Arc<Self>, snapshot: &Arc<Snapshot>, sockets: Sockets) {
         for warning in &snapshot.source.warnings {
             events::config_problem(warning);
         }
         events::init(snapshot.config.log.level, snapshot.config.log.format);
-        let restart_needed = self.restart_needed(&snapshot);
+        let restart_needed = self.restart_needed(snapshot);
         if !restart_needed.is_empty() {
             events::restart_needed(&restart_needed);
         }
         lock(&self.last).restart_needed = restart_needed;
         let mut applied = lock(&self.applied);
-        self.state.snapshot.store(Arc::clone(&snapshot));
+        self.state.snapshot.store(Arc::clone(snapshot));
         self.state.closed.notify_one();
-        self.apply_listeners(&snapshot, &mut applied, sockets.listeners);
-        self.apply_admin(&snapshot, &mut applied, sockets.admin);
-        self.apply_background(&snapshot, &mut applied);
+        self.apply_listeners(snapshot, &mut applied, sockets.listeners);
+        self.apply_admin(snapshot, &mut applied, sockets.admin);
+        self.apply_background(snapshot, &mut applied);
         applied.contents = contents(&snapshot.source.watch);
         if self.options.watch {
             let files = snapshot.source.watch.clone();

@@ -152,7 +152,7 @@ impl Server {
         let acceptor = Acceptor::start(&state, &workers)?;
         let (changed, changes) = mpsc::channel(1);
         let core = Core::new(state, source, options, control.handle.clone(), acceptor, changed);
-        core.commit(snapshot, sockets);
+        core.commit(&snapshot, sockets);
         core.state.shared.metrics.reload(Reload::Ok);
         control.handle.spawn(reload_on_change(Arc::clone(&core), changes));
         let path = files.first().cloned().unwrap_or_default();

@@ -90,8 +90,11 @@ pub enum Sender {
 pub struct H1 {
     sender: http1::SendRequest<RequestBody>,
     /// The driver with its count; gone when the connection is over.
-    driver: Option<Box<(http1::Connection<TokioIo<UpstreamIo>, RequestBody>, OpenConnection)>>,
+    driver: Option<Box<Driver>>,
 }
+
+/// What moves the bytes of a connection, and what counts it.
+type Driver = (http1::Connection<TokioIo<UpstreamIo>, RequestBody>, OpenConnection);
 
 impl fmt::Debug for H1 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
