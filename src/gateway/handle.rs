@@ -68,6 +68,8 @@ pub struct Context<'a> {
     pub body: Option<Arc<ClientBody>>,
     /// A WebSocket handshake.
     pub websocket: Option<(WebSocket, OnUpgrade)>,
+    /// Whether that handshake is an extended CONNECT.
+    pub extended: bool,
     /// A gRPC-Web call.
     pub grpc_web: Option<grpc_web::Call>,
     /// A gRPC call.
@@ -185,6 +187,7 @@ async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<Respon
         incoming: has_body.then_some(incoming),
         body: None,
         websocket: None,
+        extended: false,
         grpc_web: None,
         grpc: false,
         trusted,
@@ -387,6 +390,7 @@ fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts) -> 
         }
         Upgrade::WebSocket(websocket) => {
             if let Some(on_upgrade) = head.extensions.remove::<OnUpgrade>() {
+                cx.extended = websocket.extended;
                 cx.websocket = Some((websocket, on_upgrade));
                 cx.incoming = None;
             }
@@ -456,6 +460,7 @@ async fn complete(
 ) -> Response<ResponseBody> {
     let is_head = ex.method == Method::HEAD;
     let mut close = draining;
+    let outcome = if cx.extended { outcome.and_then(opens_or_fails) } else { outcome };
     let reason = outcome.as_ref().err().map(|refusal| refusal.reason);
     let mut answer = match outcome {
         Ok(answer) => answer,
@@ -509,6 +514,18 @@ async fn complete(
         entry.rate_limit = ex.rate_limit;
     }
     Response::from_parts(answer.parts, ResponseBody::new(answer.source, finish, bodiless))
+}
+
+/// Any 2xx would open a tunnel for the client of an extended CONNECT (RFC 8441): one that nobody else opened.
+fn opens_or_fails(answer: Answer) -> Result<Answer, Box<Refusal>> {
+    match &answer.source {
+        Source::Tunnel(_) => Ok(answer),
+        _ if !answer.parts.status.is_success() => Ok(answer),
+        Source::Upstream(_) | Source::Adapted(_) | Source::Web(..) => {
+            Err(Refusal::new(Reason::UpstreamProtocolError, "The upstream answered the WebSocket handshake without opening one."))
+        }
+        Source::Empty | Source::Full(_) => Err(Refusal::new(Reason::BadRequest, "This route opens no WebSockets.")),
+    }
 }
 
 fn headers_close(headers: &mut HeaderMap) {
