@@ -98,7 +98,8 @@ mod tests {
     #[test]
     fn limits_selectors_and_values_have_buckets_of_their_own() {
         let keys = HashKeys::default();
-        let limits: Vec<LocalKey> = ["a", "b", "", "a much longer identity of a limit"].iter().map(|name| LocalKey::new(&keys, name)).collect();
+        let limits: Vec<LocalKey> =
+            ["a", "b", "", "a much longer identity of a limit"].iter().map(|name| LocalKey::new(&keys, name)).collect();
         let mut seen = HashSet::new();
         for limit in &limits {
             for selector in [0, 1, 2, u8::MAX] {
