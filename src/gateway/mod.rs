@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod custom;
 mod deadline;
+pub mod fallback;
 pub mod handle;
 pub mod mirror;
 pub mod route;

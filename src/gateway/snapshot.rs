@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 
 use crate::config::load::Loaded;
 use crate::config::problem::Report;
@@ -14,11 +14,11 @@ use crate::config::resolve;
 use crate::config::server::EncodedSlash;
 use crate::config::{self, At, Config, Problems, validate};
 use crate::gateway::custom::Middleware;
+use crate::gateway::fallback::Fallback;
 use crate::gateway::mirror::MirrorTarget;
 use crate::gateway::route::Route;
 use crate::gateway::shared::Shared;
 use crate::gateway::target::{AggregateTarget, SplitTarget, Target, UpstreamHandle};
-use crate::http::Exchange;
 use crate::http::body::TrailerFilter;
 use crate::http::client_addr::TrustedProxies;
 use crate::http::clock::ConnectionTimeouts;
@@ -167,24 +167,6 @@ pub struct ListenerSpec {
     pub tls: Option<Arc<ServerTls>>,
     /// `proxy_protocol`.
     pub proxy_protocol: bool,
-}
-
-/// `headers` and `cors` of `defaults`, for answers without a route.
-pub struct Fallback {
-    headers: HeaderRules,
-    cors: Option<Cors>,
-}
-
-impl Fallback {
-    /// Puts the fields on a response.
-    pub fn finish_response(&self, ex: &Exchange, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
-        if !self.headers.is_empty() {
-            self.headers.response(ex, headers, ex.scheme == crate::http::Scheme::Https);
-        }
-        if let Some(cors) = &self.cors {
-            cors.apply(origin, headers);
-        }
-    }
 }
 
 fn on<T: Copy>(setting: &Setting<T>) -> Option<T> {

@@ -4,15 +4,9 @@
 //! per connection is armed for the earliest thing that could expire, and moved only when something expires earlier than it:
 //! with usual timeouts that is once in seconds, not once a request. When it fires, the [`Clock`] says what, if anything, is over.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-
-use pin_project_lite::pin_project;
-use tokio::time::Sleep;
 
 /// How long the rest of a client's body is read and dropped before an HTTP/1 connection is closed under it.
 const LINGER: Duration = Duration::from_secs(1);
@@ -22,7 +16,7 @@ const RATE_WINDOW: Duration = Duration::from_secs(10);
 const NEVER: u64 = u64::MAX;
 
 /// Nanoseconds since the process took its first look at the clock.
-fn nanos(at: Instant) -> u64 {
+pub(super) fn nanos(at: Instant) -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     u64::try_from(at.saturating_duration_since(*START.get_or_init(|| at)).as_nanos()).unwrap_or(NEVER - 1)
 }
@@ -101,7 +95,7 @@ pub struct Clock {
 }
 
 /// What the watcher does now.
-enum Verdict {
+pub(super) enum Verdict {
     /// Nothing is over before this (nanoseconds).
     Wait(u64),
     /// The request in progress is over; its handler must be told.
@@ -240,7 +234,7 @@ impl Clock {
     }
 
     /// Earliest time at which anything could be over, from what is known without reading the clock.
-    fn earliest(&self) -> u64 {
+    pub(super) fn earliest(&self) -> u64 {
         let since = self.since.load(Relaxed);
         match self.phase() {
             Phase::Idle => since.saturating_add(self.idle.load(Relaxed)),
@@ -271,7 +265,7 @@ impl Clock {
         self.seen_at.load(Relaxed).max(self.since.load(Relaxed)).saturating_add(every)
     }
 
-    fn judge(&self, now: Instant) -> Verdict {
+    pub(super) fn judge(&self, now: Instant) -> Verdict {
         let now = nanos(now);
         let over = |at: u64| at <= now;
         match self.phase() {
@@ -355,76 +349,6 @@ impl Clock {
         self.window_at.store(now, Relaxed);
         self.window_bytes.store(bytes, Relaxed);
         (came as f64) < rate as f64 * elapsed as f64 / 1e9
-    }
-}
-
-pin_project! {
-    /// Runs a future beside a [`Clock`] and ends it when the clock says so.
-    pub struct Watched<F, C> {
-        #[pin]
-        future: F,
-        clock: C,
-        sleep: Pin<Box<Sleep>>,
-        armed: u64,
-    }
-}
-
-/// How a watched future ended.
-#[derive(Debug)]
-pub enum End<T> {
-    /// By itself.
-    Done(T),
-    /// Cut in this phase, because its timeout was over.
-    Cut(Phase),
-}
-
-impl<F, C: AsRef<Clock>> Watched<F, C> {
-    /// Watches `future`.
-    pub fn new(future: F, clock: C) -> Self {
-        let armed = clock.as_ref().earliest();
-        Self { future, clock, sleep: Box::pin(tokio::time::sleep_until(instant(armed).into())), armed }
-    }
-    /// The future itself.
-    pub fn inner(self: Pin<&mut Self>) -> Pin<&mut F> {
-        self.project().future
-    }
-}
-
-/// The instant of a time in nanoseconds; at most a year ahead, which timers take.
-fn instant(at: u64) -> Instant {
-    let now = Instant::now();
-    now + Duration::from_nanos(at.saturating_sub(nanos(now))).min(Duration::from_secs(365 * 86_400))
-}
-
-impl<F: Future, C: AsRef<Clock>> Future for Watched<F, C> {
-    type Output = End<F::Output>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        loop {
-            if let Poll::Ready(output) = this.future.as_mut().poll(cx) {
-                return Poll::Ready(End::Done(output));
-            }
-            let clock = this.clock.as_ref();
-            let earliest = clock.earliest();
-            if earliest < *this.armed {
-                *this.armed = earliest;
-                this.sleep.as_mut().reset(instant(earliest).into());
-            }
-            if this.sleep.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            let (wait, again) = match clock.judge(Instant::now()) {
-                Verdict::Wait(at) => (at, false),
-                Verdict::Expire => (nanos(Instant::now()).saturating_add(1_000_000_000), true),
-                Verdict::Close => return Poll::Ready(End::Cut(clock.phase())),
-            };
-            *this.armed = wait;
-            this.sleep.as_mut().reset(instant(wait).into());
-            if !again && this.sleep.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-        }
     }
 }
 

@@ -14,6 +14,7 @@ pub mod problem;
 pub mod selector;
 pub mod target;
 pub mod template;
+pub mod watched;
 pub mod websocket;
 
 pub use exchange::{Connection, Exchange, Host, Identity, Params, Scheme};

@@ -1,0 +1,81 @@
+//! A future beside a [`Clock`]: one sleep, armed for the earliest thing that could be over.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+
+use super::clock::{Clock, Phase, Verdict, nanos};
+
+pin_project! {
+    /// Runs a future beside a [`Clock`] and ends it when the clock says so.
+    pub struct Watched<F, C> {
+        #[pin]
+        future: F,
+        clock: C,
+        sleep: Pin<Box<Sleep>>,
+        armed: u64,
+    }
+}
+
+/// How a watched future ended.
+#[derive(Debug)]
+pub enum End<T> {
+    /// By itself.
+    Done(T),
+    /// Cut in this phase, because its timeout was over.
+    Cut(Phase),
+}
+
+impl<F, C: AsRef<Clock>> Watched<F, C> {
+    /// Watches `future`.
+    pub fn new(future: F, clock: C) -> Self {
+        let armed = clock.as_ref().earliest();
+        Self { future, clock, sleep: Box::pin(tokio::time::sleep_until(instant(armed).into())), armed }
+    }
+    /// The future itself.
+    pub fn inner(self: Pin<&mut Self>) -> Pin<&mut F> {
+        self.project().future
+    }
+}
+
+/// The instant of a time in nanoseconds; at most a year ahead, which timers take.
+fn instant(at: u64) -> Instant {
+    let now = Instant::now();
+    now + Duration::from_nanos(at.saturating_sub(nanos(now))).min(Duration::from_secs(365 * 86_400))
+}
+
+impl<F: Future, C: AsRef<Clock>> Future for Watched<F, C> {
+    type Output = End<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            if let Poll::Ready(output) = this.future.as_mut().poll(cx) {
+                return Poll::Ready(End::Done(output));
+            }
+            let clock = this.clock.as_ref();
+            let earliest = clock.earliest();
+            if earliest < *this.armed {
+                *this.armed = earliest;
+                this.sleep.as_mut().reset(instant(earliest).into());
+            }
+            if this.sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let (wait, again) = match clock.judge(Instant::now()) {
+                Verdict::Wait(at) => (at, false),
+                Verdict::Expire => (nanos(Instant::now()).saturating_add(1_000_000_000), true),
+                Verdict::Close => return Poll::Ready(End::Cut(clock.phase())),
+            };
+            *this.armed = wait;
+            this.sleep.as_mut().reset(instant(wait).into());
+            if !again && this.sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
