@@ -5,6 +5,8 @@
 
 mod support;
 
+mod access_log;
+mod admin;
 mod aggregate;
 mod auth;
 mod balancing;
@@ -16,6 +18,8 @@ mod config_reference;
 mod cors;
 mod discovery;
 mod docs;
+mod drain;
+mod errors;
 mod faults;
 mod forwarded;
 mod framing;
@@ -25,12 +29,14 @@ mod health;
 mod http2;
 mod ip_rules;
 mod limits;
+mod metrics;
 mod mirror;
 mod normalisation;
 mod pools;
 mod proxy_protocol;
 mod proxying;
 mod rate_limit;
+mod reload;
 mod retries;
 mod rewrite;
 mod routing;

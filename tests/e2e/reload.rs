@@ -1,0 +1,214 @@
+//! A configuration replaced while the gateway runs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+use tollgate::gateway::status::ReloadOutcome;
+
+use crate::support::client::get;
+use crate::support::{Gate, Gateway, Raw, Upstream, eventually};
+
+fn answering(body: &str) -> String {
+    format!("routes: [{{ match: /*, respond: {{ status: 200, body: '{body}' }} }}]")
+}
+
+#[test]
+fn a_good_configuration_serves_at_once_on_open_connections_too() {
+    let gateway = Gateway::new(&answering("one"), &[]);
+    let mut raw = gateway.connect();
+    assert_eq!(raw.ask(get("/")).text(), "one");
+    gateway.reload_ok(&answering("two"), &[]);
+    assert_eq!(raw.ask(get("/")).text(), "two");
+    let info = gateway.admin_get("/info").json();
+    assert_eq!((info["config"]["generation"].as_u64(), info["config"]["last_reload"]["result"].as_str()), (Some(2), Some("ok")));
+    gateway.metric_becomes("gateway_config_reloads_total{result=\"ok\"}", 1.0);
+}
+
+#[test]
+fn an_equal_configuration_changes_nothing() {
+    let gateway = Gateway::new(&answering("one"), &[]);
+    assert!(matches!(gateway.reload(&answering("one"), &[]), ReloadOutcome::Unchanged));
+    assert_eq!(gateway.admin_get("/info").json()["config"]["generation"], 1);
+    gateway.metric_becomes("gateway_config_reloads_total{result=\"unchanged\"}", 1.0);
+}
+
+#[test]
+fn a_bad_configuration_keeps_the_old_one_and_says_why() {
+    let gateway = Gateway::new(&answering("one"), &[]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!("listeners: [{{ address: '{}' }}]\n{}", taken.local_addr().unwrap(), answering("two"));
+    for (yaml, words) in [
+        ("routes: [{ match: /*, respond: { status: 200 }, timout: 5s }]", "timeout"),
+        ("routes: [{ match: /*, upstream: nowhere }]", "nowhere"),
+        ("routes: [", ""),
+        (
+            "routes: [{ match: /*, respond: { status: 200 } }]\nupstreams: { up: { endpoints: [https://a], tls: { ca: missing.pem } } }",
+            "missing.pem",
+        ),
+        (port.as_str(), ""),
+    ] {
+        let ReloadOutcome::Failed { errors } = gateway.reload(yaml, &[]) else { panic!("it was taken: {yaml}") };
+        let said = serde_json::to_string(&errors).unwrap();
+        assert!(!errors.is_empty() && said.contains(words), "{yaml}: {said}");
+        assert_eq!(gateway.get("/").text(), "one");
+        let info = gateway.admin_get("/info").json();
+        assert_eq!(info["config"]["last_reload"]["result"], "failed");
+        assert!(!info["config"]["last_reload"]["errors"].as_array().unwrap().is_empty());
+        gateway.metric_becomes("gateway_config_last_reload_successful", 0.0);
+    }
+    gateway.reload_ok(&answering("three"), &[]);
+    assert_eq!(gateway.get("/").text(), "three");
+    gateway.metric_becomes("gateway_config_last_reload_successful", 1.0);
+}
+
+#[test]
+fn a_failed_reload_is_422_with_line_and_column() {
+    let gateway = Gateway::new(&answering("one"), &[]);
+    assert!(matches!(gateway.reload("routes: [{ match: /*, respond: { status: 200 }, timout: 5s }]", &[]), ReloadOutcome::Failed { .. }));
+    let answer =
+        Raw::connect(gateway.admin()).ask("POST /reload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(answer.status, 422);
+    let error = answer.json()["errors"][0].clone();
+    assert_eq!((error["line"].as_u64(), error["column"].as_u64()), (Some(1), Some(50)), "{error}");
+}
+
+#[test]
+fn a_request_in_flight_ends_on_the_configuration_it_started_with() {
+    let gate = Gate::new();
+    let wait = gate.clone();
+    let slow = Upstream::serve(move |_, conn| {
+        wait.pass();
+        conn.ok("slow")
+    });
+    let gateway = Gateway::to(slow.address, "headers: { response: { set: { x-config: old } } }");
+    let mut raw = gateway.connect();
+    raw.send(get("/"));
+    eventually("it is upstream", || (slow.count() == 1).then_some(()));
+    gateway.reload_ok(&answering("new"), &[]);
+    assert_eq!(gateway.get("/").text(), "new");
+    gate.open();
+    let answer = raw.read();
+    assert_eq!((answer.text().as_str(), answer.header("x-config")), ("slow", Some("old")));
+    assert_eq!(raw.ask(get("/")).text(), "new", "the connection lives on");
+}
+
+#[test]
+fn listeners_are_added_and_removed_live() {
+    let first = "127.0.0.1:0";
+    let gateway = Gateway::new(&answering("x"), &[]);
+    let address = gateway.address();
+    let mut raw = gateway.connect();
+    assert_eq!(raw.ask(get("/")).status, 200);
+    let free = std::net::TcpListener::bind(first).unwrap().local_addr().unwrap();
+    gateway.reload_ok(&format!("listeners: [{{ address: '127.0.0.1:0' }}, {{ address: '{free}' }}]\n{}", answering("x")), &[]);
+    assert_eq!(gateway.addresses(), [address, free], "a listener that stays keeps its port");
+    assert_eq!(Raw::connect(free).ask(get("/")).status, 200);
+    assert_eq!(raw.ask(get("/")).status, 200);
+    gateway.reload_ok(&format!("listeners: [{{ address: '{free}' }}]\n{}", answering("x")), &[]);
+    eventually("the removed listener refuses", || Raw::try_connect(address).is_none().then_some(()));
+    assert_eq!(Raw::connect(free).ask(get("/")).status, 200);
+}
+
+#[test]
+fn pools_and_counters_survive_a_reload_that_does_not_touch_them() {
+    let upstream = Upstream::echo();
+    let simple = |route: &str| format!("server: {{ workers: 1, timeouts: {{ drain: 200ms }} }}\n{}", Gateway::simple(route));
+    let gateway = Gateway::new(&simple(""), &[upstream.address]);
+    let mut raw = gateway.connect();
+    raw.ask(get("/"));
+    for timeout in 1..=5 {
+        gateway.reload_ok(&simple(&format!("timeout: {timeout}s")), &[upstream.address]);
+        assert_eq!(raw.ask(get("/")).status, 200);
+    }
+    assert_eq!(upstream.connections(), 1);
+    gateway.metric_becomes("gateway_requests_total{route=\"all\",method=\"GET\",status=\"200\"}", 6.0);
+}
+
+#[test]
+fn series_of_names_that_left_the_configuration_end() {
+    let gateway = Gateway::new("routes: [{ name: old, match: /*, respond: { status: 200 } }]", &[]);
+    gateway.get("/");
+    gateway.metric_becomes("gateway_requests_total{route=\"old\",method=\"GET\",status=\"200\"}", 1.0);
+    gateway.reload_ok("routes: [{ name: new, match: /*, respond: { status: 200 } }]", &[]);
+    gateway.get("/");
+    gateway.metric_becomes("gateway_requests_total{route=\"new\",method=\"GET\",status=\"200\"}", 1.0);
+    let text = gateway.admin_get("/metrics").text();
+    assert!(!text.contains("route=\"old\""), "{text}");
+}
+
+#[test]
+fn rate_buckets_survive_where_their_limit_is_unchanged() {
+    let limited = |rate: &str, body: &str| {
+        format!(
+            "routes: [{{ name: l, match: /*, rate_limit: [{{ by: global, rate: {rate} }}], respond: {{ status: 200, body: {body} }} }}]"
+        )
+    };
+    let gateway = Gateway::new(&limited("1/h", "a"), &[]);
+    assert_eq!(gateway.get("/").status, 200);
+    gateway.reload_ok(&limited("1/h", "b"), &[]);
+    assert_eq!(gateway.get("/").status, 429);
+    gateway.reload_ok(&limited("2/h", "b"), &[]);
+    assert_eq!(gateway.get("/").status, 200, "another limit starts full");
+}
+
+#[test]
+fn a_hundred_reloads_under_load_lose_no_request_and_leak_nothing() {
+    let upstream = Upstream::echo();
+    let gateway = Gateway::to(upstream.address, "");
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let clients: Vec<_> = (0..4)
+        .map(|index| {
+            let (stop, done, address) = (Arc::clone(&stop), Arc::clone(&done), gateway.address());
+            std::thread::spawn(move || {
+                let mut raw = Raw::connect(address);
+                while !stop.load(SeqCst) {
+                    let answer = raw.ask(if index % 2 == 0 { get("/") } else { crate::support::client::request("POST", "/", &[], "body") });
+                    assert_eq!(answer.status, 200, "{answer:?}");
+                    assert!(!answer.closes());
+                    done.fetch_add(1, SeqCst);
+                }
+            })
+        })
+        .collect();
+    let fds = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let mut before = 0;
+    for index in 0..100 {
+        gateway.reload_ok(&Gateway::simple(&format!("timeout: {}s", index + 1)), &[upstream.address]);
+        if index == 10 {
+            before = fds();
+        }
+    }
+    // Other tests run in this process, too.
+    assert!(fds() < before + 500, "descriptors went from {before} to {}", fds());
+    stop.store(true, SeqCst);
+    for client in clients {
+        client.join().unwrap();
+    }
+    assert!(done.load(SeqCst) > 100, "{done:?}");
+}
+
+#[test]
+fn a_file_is_watched_and_a_typo_in_it_costs_nothing() {
+    use tollgate::config::load::Source;
+    use tollgate::server::{Options, Server};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("gateway.yaml");
+    let write = |body: &str| {
+        let log = dir.path().join("access.log");
+        let head = format!(
+            "listeners: [{{ address: '127.0.0.1:0' }}]\nlog: {{ level: error, access: {{ output: '{}' }} }}\nserver: {{ workers: 1 }}\n",
+            log.display()
+        );
+        // As editors do it: another file takes the name.
+        std::fs::write(dir.path().join("new"), head + body).unwrap();
+        std::fs::rename(dir.path().join("new"), &path).unwrap();
+    };
+    write(&answering("one"));
+    let server = Server::start(Source::File(path.clone()), Options { watch: true, ..Options::default() }).unwrap();
+    let address = server.addresses()[0];
+    assert_eq!(Raw::connect(address).ask(get("/")).text(), "one");
+    write("routes: [{ match: /*, respnd: {} }]");
+    write(&answering("two"));
+    eventually("the new file serves", || (Raw::connect(address).ask(get("/")).text() == "two").then_some(()));
+    server.shutdown();
+}
