@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod custom;
 mod deadline;
+pub mod ending;
 pub mod fallback;
 pub mod handle;
 pub mod mirror;
@@ -14,6 +15,7 @@ pub mod target;
 pub mod tunnel;
 
 pub use custom::Middleware;
+pub use ending::Ending;
 pub use handle::{Inbound, handle};
 pub use shared::Shared;
 pub use snapshot::{Snapshot, compile, compile_and};
