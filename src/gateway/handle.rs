@@ -20,6 +20,7 @@ use hyper::upgrade::OnUpgrade;
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Finish, Pending, ResponseBody, Source};
 use crate::gateway::check::check;
+use crate::gateway::ending::Ending;
 use crate::gateway::route::Route;
 use crate::gateway::snapshot::Snapshot;
 use crate::http::body::ClientBody;
@@ -48,10 +49,8 @@ pub struct Inbound {
     pub clock: Arc<Clock>,
     /// State of an HTTP/1 connection.
     pub state: Option<Arc<ConnectionState>>,
-    /// Whether the connection is to end after this answer.
-    pub draining: bool,
-    /// Ends tunnels when the drain is over.
-    pub cut: Arc<tokio::sync::watch::Receiver<bool>>,
+    /// What its listener says of its end.
+    pub ending: Arc<Ending>,
 }
 
 /// What travels beside the [`Exchange`].
@@ -90,8 +89,8 @@ pub struct Context<'a> {
     pub cors: CorsFields,
     /// Accounts for the request.
     pub pending: Pending,
-    /// Ends tunnels when the drain is over.
-    pub cut: Arc<tokio::sync::watch::Receiver<bool>>,
+    /// What the connection's listener says of its end.
+    pub ending: Arc<Ending>,
 }
 
 /// Which CORS fields an answer of a route with `cors` gets.
@@ -198,10 +197,10 @@ async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<Respon
         origin: None,
         cors: CorsFields::default(),
         pending,
-        cut: inbound.cut,
+        ending: inbound.ending,
     };
     let (outcome, scope) = route(&mut ex, &mut cx, head).await;
-    complete(ex, cx, outcome, scope, inbound.draining).await
+    complete(ex, cx, outcome, scope).await
 }
 
 /// What is known of a request before anything is checked.
@@ -356,16 +355,10 @@ fn find(
 }
 
 /// The way back: every response, whoever made it, gets the same fields, and is accounted for when it ends.
-async fn complete(
-    ex: Exchange,
-    mut cx: Context<'_>,
-    outcome: Result<Answer, Box<Refusal>>,
-    scope: Scope,
-    draining: bool,
-) -> Response<ResponseBody> {
+async fn complete(ex: Exchange, mut cx: Context<'_>, outcome: Result<Answer, Box<Refusal>>, scope: Scope) -> Response<ResponseBody> {
     let is_head = ex.method == Method::HEAD;
-    let mut close = draining;
     let outcome = if cx.extended { outcome.and_then(opens_or_fails) } else { outcome };
+    let mut close = cx.ending.draining.load(Relaxed);
     let reason = outcome.as_ref().err().map(|refusal| refusal.reason);
     let mut answer = match outcome {
         Ok(answer) => answer,

@@ -4,6 +4,7 @@ pub mod answer;
 mod check;
 pub mod custom;
 mod deadline;
+pub mod ending;
 pub mod fallback;
 pub mod handle;
 pub mod mirror;
@@ -15,6 +16,7 @@ pub mod target;
 pub mod tunnel;
 
 pub use custom::Middleware;
+pub use ending::Ending;
 pub use handle::{Inbound, handle};
 pub use shared::Shared;
 pub use snapshot::{Snapshot, compile, compile_and};

@@ -73,7 +73,7 @@ pub(super) async fn open(
                 upstream,
                 attempt,
                 idle_timeout: route.idle_timeout,
-                cut: tokio::sync::watch::Receiver::clone(&cx.cut),
+                cut: cx.ending.cut.clone(),
                 hold: cx.state.as_ref().and_then(|state| state.hold.get().cloned()),
             };
             Ok(Answer::new(parts, Source::Tunnel(Box::new(opening))))

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::gateway::answer::ResponseBody;
-use crate::gateway::{Inbound, Snapshot, handle};
+use crate::gateway::{Ending, Inbound, Snapshot, handle};
 use crate::http::Connection;
 use crate::http::clock::{Clock, ConnectionTimeouts, Phase};
 use crate::http::connection::ConnectionState;
@@ -65,7 +65,12 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     listener.metrics.connection_opened(worker);
     let mut held = Held { open, per_ip: None, listener: Arc::clone(&listener), worker };
     let snapshot = state.snapshot.load_full();
-    let established = establish(tcp, peer, &listener, &snapshot).await;
+    let established = tokio::select! {
+        biased;
+        established = establish(tcp, peer, &listener, &snapshot) => established,
+        // Who is still at the handshake has no request that could be lost.
+        () = listener.closing() => return,
+    };
     let established = match established {
         Ok(established) => established,
         Err(kind) => return listener.metrics.connection_error(worker, kind),
@@ -78,14 +83,14 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     }
     let timeouts = snapshot.timeouts;
     drop(snapshot);
-    let cut = Arc::new(listener.cut());
+    let ending = Arc::new(listener.ending());
     let session = Session {
         worker,
         state: Arc::clone(&state),
         listener: Arc::clone(&listener),
         connection: Arc::new(established.connection),
         held: Arc::new(held),
-        cut,
+        ending,
     };
     session.run(established.transport, established.h2, timeouts).await;
 }
@@ -162,7 +167,7 @@ struct Session {
     listener: Arc<Listener>,
     connection: Arc<Connection>,
     held: Arc<Held>,
-    cut: Arc<tokio::sync::watch::Receiver<bool>>,
+    ending: Arc<Ending>,
 }
 
 impl Session {
@@ -170,13 +175,23 @@ impl Session {
         let clock = Arc::new(Clock::new(Phase::Head, Instant::now(), timeouts));
         let (h2, prefix) = match h2 {
             Some(h2) => (h2, Vec::new()),
-            None => match Watched::new(pin!(sniff(&mut transport)), Arc::clone(&clock)).await {
+            None => match self.first_bytes(&mut transport, &clock).await {
                 End::Done(Ok(Some((h2, prefix)))) => (h2, prefix),
                 End::Done(Ok(None) | Err(_)) => return,
                 End::Cut(_) => return self.listener.metrics.connection_error(self.worker, ConnectionError::HeaderTimeout),
             },
         };
         if h2 { self.run_h2(transport, prefix, timeouts).await } else { self.run_h1(transport, prefix, clock).await }
+    }
+
+    /// [`sniff`] within the time a head may take; a drain does not wait for a client that never sent a byte.
+    async fn first_bytes(&self, transport: &mut Transport, clock: &Arc<Clock>) -> End<io::Result<Option<(bool, Vec<u8>)>>> {
+        let sniffing = pin!(sniff(transport));
+        tokio::select! {
+            biased;
+            end = Watched::new(sniffing, Arc::clone(clock)) => end,
+            () = self.listener.closing() => End::Done(Ok(None)),
+        }
     }
 
     fn inbound(&self, clock: Arc<Clock>, state: Option<Arc<ConnectionState>>) -> Inbound {
@@ -186,8 +201,7 @@ impl Session {
             connection: Arc::clone(&self.connection),
             clock,
             state,
-            draining: self.listener.is_draining(),
-            cut: Arc::clone(&self.cut),
+            ending: Arc::clone(&self.ending),
         }
     }
 

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 
+use crate::gateway::Ending;
 use crate::gateway::snapshot::ListenerSpec;
 use crate::telemetry::metrics::ListenerMetrics;
 
@@ -41,7 +42,7 @@ pub struct Listener {
     pub metrics: Arc<ListenerMetrics>,
     /// Its socket, while it accepts. A socket that stays open after that would let clients connect and wait for nobody.
     socket: Mutex<Option<TcpListener>>,
-    stage: AtomicU8,
+    draining: Arc<AtomicBool>,
     stages: watch::Sender<Stage>,
     cut: watch::Sender<bool>,
 }
@@ -102,7 +103,7 @@ impl Listener {
             metrics: metrics(&address.to_string()),
             spec: ArcSwap::from_pointee(spec),
             socket: Mutex::new(Some(socket)),
-            stage: AtomicU8::new(Stage::Serving as u8),
+            draining: Arc::default(),
             stages: watch::Sender::new(Stage::Serving),
             cut: watch::Sender::new(false),
         }))
@@ -115,16 +116,11 @@ impl Listener {
 
     /// Moves on to `stage`.
     pub fn enter(&self, stage: Stage) {
-        self.stage.store(stage as u8, Relaxed);
+        self.draining.store(stage != Stage::Serving, Relaxed);
         self.stages.send_replace(stage);
         if stage == Stage::Cut {
             self.cut.send_replace(true);
         }
-    }
-
-    /// Whether answers end their connections.
-    pub fn is_draining(&self) -> bool {
-        self.stage.load(Relaxed) != Stage::Serving as u8
     }
 
     /// Hears of every stage.
@@ -132,8 +128,15 @@ impl Listener {
         self.stages.subscribe()
     }
 
-    /// Becomes true when tunnels must end.
-    pub fn cut(&self) -> watch::Receiver<bool> {
-        self.cut.subscribe()
+    /// What the requests of a connection hear of its end.
+    pub fn ending(&self) -> Ending {
+        Ending { draining: Arc::clone(&self.draining), cut: self.cut.subscribe() }
+    }
+
+    /// Ends when connections without a request are to be closed.
+    pub async fn closing(&self) {
+        let mut stages = self.stages();
+        // The sender is `self`, so that this cannot fail.
+        let _ = stages.wait_for(|stage| matches!(stage, Stage::Closing | Stage::Cut)).await;
     }
 }
