@@ -19,7 +19,7 @@ use crate::http::clock::{Clock, Phase};
 use crate::http::connection::ConnectionState;
 use crate::http::grpc_web;
 use crate::telemetry::access_log::Entry;
-use crate::upstream::client::UpstreamBody;
+use crate::upstream::body::UpstreamBody;
 
 /// Why a response body was cut; hyper closes the connection over it, or resets the stream with the code found here.
 #[derive(Debug)]

@@ -21,7 +21,8 @@ use crate::http::body::{BodyFailure, BoxedBody, RequestBody};
 use crate::http::{Exchange, grpc_web};
 use crate::targets::mirror::{Mirror, Place, Room};
 use crate::telemetry::metrics::{Mirrored, RouteMetrics};
-use crate::upstream::client::{Call, CallBody, Limit, Trace, send};
+use crate::upstream::call::{Call, CallBody, Limit, Trace};
+use crate::upstream::client::send;
 use crate::upstream::retry::idempotent;
 
 /// Longest answer of a shadow that is read so that its connection can be kept; a longer one closes it.

@@ -27,7 +27,10 @@ use crate::telemetry::metrics::UpstreamMetrics;
 use crate::tls::ClientTls;
 use crate::units::Selector;
 use crate::upstream::Upstream;
-use crate::upstream::client::{Call, CallBody, Failure, Limit, Trace, UpstreamBody, send};
+use crate::upstream::body::UpstreamBody;
+use crate::upstream::call::{Call, CallBody, Limit, Trace};
+use crate::upstream::client::send;
+use crate::upstream::failure::Failure;
 use crate::upstream::retry::{RetryPolicy, idempotent};
 
 /// An upstream with its metrics.

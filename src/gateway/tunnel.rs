@@ -12,7 +12,8 @@ use crate::gateway::route::Route;
 use crate::gateway::target::{Outgoing, UpstreamHandle, answer_of, note, refusal_of};
 use crate::http::Exchange;
 use crate::upstream::Attempt;
-use crate::upstream::client::{Call, CallBody, Limit, Opened, Trace, open_tunnel};
+use crate::upstream::call::{Call, CallBody, Limit, Trace};
+use crate::upstream::handshake::{Opened, open_tunnel};
 use crate::upstream::tunnel::{Cause, TunnelOptions, run};
 
 /// Longest wait for both sides to switch after the 101: the client's side is switched once the 101 is written.

@@ -7,14 +7,18 @@
 
 pub mod attempt;
 pub mod background;
+pub mod body;
 pub mod budget;
+pub mod call;
 pub mod client;
 mod compile;
 pub mod connect;
 pub mod endpoint;
 mod eyeballs;
+pub mod failure;
 mod flow;
 mod frames;
+pub mod handshake;
 pub mod pool;
 pub mod retry;
 mod set;

@@ -1,0 +1,129 @@
+//! WebSocket handshakes with upstreams, each on a connection of its own.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::HOST;
+use http::{Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+
+use crate::health::breaker::Verdict;
+use crate::http::body::RequestBody;
+use crate::http::websocket::{Answer, WebSocket};
+use crate::telemetry::metrics::UpstreamMetrics;
+use crate::upstream::body::UpstreamBody;
+use crate::upstream::call::{Call, Over, Trace};
+use crate::upstream::client::{DROPPED, NO_ROOM, check, failed_status, may_retry, pick, wait_for};
+use crate::upstream::failure::{Failure, wrong};
+use crate::upstream::retry::Retriable;
+use crate::upstream::{Attempt, Endpoint, Upstream};
+
+/// What an upstream answered to a WebSocket handshake.
+pub enum Opened {
+    /// 101: bytes flow.
+    Tunnel(Response<Incoming>, Attempt),
+    /// Any other status: an ordinary response.
+    Response(Response<UpstreamBody>),
+}
+
+/// Sends a WebSocket handshake on a connection of its own. Only a connection that cannot be made is tried again, elsewhere.
+///
+/// # Errors
+/// [`Failure`] when no endpoint answers.
+pub async fn open_tunnel(
+    upstream: &Arc<Upstream>,
+    metrics: &UpstreamMetrics,
+    mut call: Call<'_>,
+    websocket: &WebSocket,
+    trace: &mut Trace,
+) -> Result<Opened, Failure> {
+    let mut tried: Vec<Arc<Endpoint>> = Vec::new();
+    let policy = call.retry.filter(|policy| policy.attempts > 0 && policy.allows(Retriable::Connect, true));
+    if policy.is_some() {
+        upstream.budget().first_attempt(Instant::now());
+    }
+    if upstream.admit(Instant::now(), crate::random::next()) == Verdict::Drop {
+        metrics.breaker_dropped(call.worker);
+        return Err(DROPPED);
+    }
+    loop {
+        let (attempt, picked) = pick(upstream, &call, &tried).await?;
+        let endpoint = Arc::clone(attempt.endpoint());
+        trace.attempts += 1;
+        trace.endpoint = Some(Arc::clone(&endpoint.id));
+        let outcome = handshake(&endpoint, &mut call, websocket, upstream.connect_timeout).await;
+        let now = Instant::now();
+        let elapsed = now.saturating_duration_since(picked);
+        trace.upstream_time = Some(elapsed);
+        let failure = match outcome {
+            Ok(response) => {
+                endpoint.pool.metrics().attempt_status(call.worker, response.status().as_u16());
+                metrics.attempt_duration(call.worker, elapsed);
+                match failed_status(&response) {
+                    Some(kind) => attempt.failed(now, elapsed, kind),
+                    None => attempt.succeeded(now, elapsed),
+                }
+                return Ok(match response.status() {
+                    StatusCode::SWITCHING_PROTOCOLS => Opened::Tunnel(response, attempt),
+                    _ => Opened::Response(UpstreamBody::unpooled(response, attempt)),
+                });
+            }
+            Err(failure) => failure,
+        };
+        endpoint.pool.metrics().attempt_failed(call.worker, failure.reason);
+        match failure.kind {
+            Some(kind) => attempt.failed(now, elapsed, kind),
+            None => attempt.cancelled(),
+        }
+        tried.push(endpoint);
+        let number = u32::try_from(tried.len()).unwrap_or(u32::MAX);
+        let Some(policy) = policy.filter(|policy| failure.retriable == Some(Retriable::Connect) && number <= policy.attempts) else {
+            return Err(failure);
+        };
+        let wait = policy.wait(number, crate::random::next());
+        if !call.has_time_for(wait) || !may_retry(upstream, metrics, policy, call.worker) {
+            return Err(failure);
+        }
+        call.limit.run(None, tokio::time::sleep(wait)).await.map_err(Over::failure)?;
+    }
+}
+
+async fn handshake(
+    endpoint: &Arc<Endpoint>,
+    call: &mut Call<'_>,
+    websocket: &WebSocket,
+    timeout: Duration,
+) -> Result<Response<Incoming>, Failure> {
+    let addresses = endpoint.state.addresses();
+    let give_up = Instant::now() + timeout;
+    let mut sender = loop {
+        match call.limit.run(None, endpoint.pool.connect_for_tunnel(call.worker, &addresses, timeout)).await {
+            Err(over) => return Err(over.failure()),
+            Ok(Some(Err(error))) => return Err(Failure::of_connect(&error)),
+            Ok(Some(Ok(sender))) => break sender,
+            Ok(None) if Instant::now() < give_up => {}
+            Ok(None) => return Err(NO_ROOM),
+        }
+        wait_for(endpoint.pool.wait_for_place(), call, give_up).await?;
+    };
+    let mut headers = call.headers.clone();
+    headers.insert(HOST, call.host.clone().unwrap_or_else(|| endpoint.authority.clone()));
+    websocket.prepare_request(&mut headers);
+    let mut request = Request::new(RequestBody::Empty);
+    *request.uri_mut() = Uri::from(call.target.clone());
+    *request.headers_mut() = headers;
+    let response = match call.limit.run(None, sender.send_request(request)).await {
+        Err(over) => return Err(over.failure()),
+        Ok(Err(error)) => return Err(Failure::of_send(&error)),
+        Ok(Ok(response)) => response,
+    };
+    match websocket.check_response(response.status(), response.headers()) {
+        Answer::Tunnel => Ok(response),
+        Answer::Ordinary => check(response),
+        Answer::Invalid(why) => {
+            tracing::debug!(endpoint = &*endpoint.id, why, "bad answer to a WebSocket handshake");
+            let detail = "The upstream's answer to the WebSocket handshake is wrong.";
+            Err(wrong(detail))
+        }
+    }
+}
