@@ -10,15 +10,16 @@ use std::task::Poll;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, EXPECT, ORIGIN, REFERER, TRAILER, USER_AGENT};
+use http::header::{ALLOW, CONNECTION, ORIGIN, REFERER, TRAILER, USER_AGENT};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, request, response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request, response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Finish, Pending, ResponseBody, Source};
+use crate::gateway::check::check;
 use crate::gateway::ending::Ending;
 use crate::gateway::route::Route;
 use crate::gateway::snapshot::Snapshot;
@@ -26,16 +27,15 @@ use crate::http::body::ClientBody;
 use crate::http::client_addr::{client_address, unmap};
 use crate::http::clock::Clock;
 use crate::http::connection::ConnectionState;
-use crate::http::headers::{Survey, effective_scheme, make_request_id, remove_hop_by_hop, request_id};
-use crate::http::target::{TargetForm, canonical, check_framing, check_target, host};
-use crate::http::websocket::{Upgrade, WebSocket, inspect_request};
+use crate::http::headers::{Survey, effective_scheme, make_request_id, request_id};
+use crate::http::websocket::WebSocket;
 use crate::http::{Connection, Exchange, Host, Params, Scheme, grpc, grpc_web, problem};
 use crate::middleware::cors::preflight_method;
 use crate::router::{Outcome, Query};
 use crate::telemetry::access_log::Entry;
 
 /// Methods that `Allow` names where CONNECT or TRACE was asked for.
-const ALL_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+pub(super) const ALL_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
 /// What a connection hands over with each of its requests.
 pub struct Inbound {
@@ -67,6 +67,8 @@ pub struct Context<'a> {
     pub body: Option<Arc<ClientBody>>,
     /// A WebSocket handshake.
     pub websocket: Option<(WebSocket, OnUpgrade)>,
+    /// Whether that handshake is an extended CONNECT.
+    pub extended: bool,
     /// A gRPC-Web call.
     pub grpc_web: Option<grpc_web::Call>,
     /// A gRPC call.
@@ -184,6 +186,7 @@ async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<Respon
         incoming: has_body.then_some(incoming),
         body: None,
         websocket: None,
+        extended: false,
         grpc_web: None,
         grpc: false,
         trusted,
@@ -286,10 +289,6 @@ fn finish(inbound: &Inbound, ex: &Exchange, head: &request::Parts) -> Finish {
     }
 }
 
-fn bad(detail: &'static str) -> Box<Refusal> {
-    Refusal::new(Reason::BadRequest, detail).closing()
-}
-
 /// Checks the head, finds the route, and takes the request through its chain.
 async fn route(ex: &mut Exchange, cx: &mut Context<'_>, mut head: request::Parts) -> Outcomes {
     if let Err(refusal) = check(ex, cx, &mut head) {
@@ -355,100 +354,11 @@ fn find(
     }
 }
 
-/// Everything that makes a request unacceptable whatever its route; makes host and path canonical and takes away what belongs
-/// to this hop or to the gateway alone.
-fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts) -> Result<(), Box<Refusal>> {
-    let snapshot = cx.snapshot;
-    check_size(snapshot, head)?;
-    let seen = cx.seen;
-    let chunked = seen.transfer_encoding();
-    if let Some(state) = &cx.state
-        && state.request_parsed(chunked)
-    {
-        return Err(bad("The request has both a length and a transfer coding."));
-    }
-    if head.version < Version::HTTP_2 && (chunked || seen.content_length()) {
-        check_framing(head.version, &head.headers).map_err(bad)?;
-    }
-    let protocol = head.extensions.get::<hyper::ext::Protocol>().map(hyper::ext::Protocol::as_str);
-    if (head.method == Method::CONNECT && protocol.is_none()) || head.method == Method::TRACE {
-        return Err(Refusal::new(Reason::MethodNotAllowed, "The gateway does not take this method.").header(ALLOW, ALL_METHODS).closing());
-    }
-    let upgrade = match protocol {
-        None if !seen.upgrade() => Upgrade::None,
-        _ => inspect_request(&head.method, head.version, &head.headers, protocol, cx.incoming.is_some() && protocol.is_none()),
-    };
-    match upgrade {
-        Upgrade::None => {}
-        Upgrade::Invalid(detail) => return Err(bad(detail)),
-        Upgrade::OtherConnect => {
-            return Err(Refusal::new(Reason::MethodNotAllowed, "The gateway tunnels WebSockets only.").header(ALLOW, ALL_METHODS));
-        }
-        Upgrade::WebSocket(websocket) => {
-            if let Some(on_upgrade) = head.extensions.remove::<OnUpgrade>() {
-                cx.websocket = Some((websocket, on_upgrade));
-                cx.incoming = None;
-            }
-        }
-    }
-    let form = if cx.websocket.is_some() { TargetForm::Origin } else { check_target(&head.method, &head.uri).map_err(bad)? };
-    ex.host = host(head.version, &head.headers, &head.uri).map_err(bad)?;
-    cx.expects_continue = seen.expect() && head.headers.remove(EXPECT).is_some();
-    let hop = remove_hop_by_hop(&mut head.headers);
-    cx.te_trailers = hop.te_trailers || head.version == Version::HTTP_2;
-    if cx.websocket.as_ref().is_some_and(|(websocket, _)| !websocket.extended) {
-        // Stays visible for header conditions of routes.
-        head.headers.insert(http::header::UPGRADE, HeaderValue::from_static("websocket"));
-    }
-    snapshot.protected.remove(&mut head.headers);
-    if form != TargetForm::Asterisk
-        && let Some(target) = canonical(&ex.target, snapshot.encoded_slash).map_err(bad)?
-    {
-        ex.target = target;
-    }
-    check_grpc(ex, cx, head)?;
-    if hop.te_trailers {
-        head.headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
-    }
-    Ok(())
-}
-
-fn check_grpc(ex: &Exchange, cx: &mut Context<'_>, head: &request::Parts) -> Result<(), Box<Refusal>> {
-    if ex.method != Method::POST {
-        return Ok(());
-    }
-    cx.grpc_web = grpc_web::Call::recognise(&head.headers);
-    if cx.grpc_web.is_none() && grpc::is_grpc(&head.headers) {
-        if head.version < Version::HTTP_2 {
-            return Err(bad("gRPC needs HTTP/2."));
-        }
-        cx.grpc = true;
-    }
-    if (cx.grpc || cx.grpc_web.is_some())
-        && let Some(finish) = cx.pending.get()
-    {
-        finish.grpc = true;
-    }
-    if cx.grpc { grpc::timeout(&head.headers).map(|_| ()).map_err(|_| bad("grpc-timeout cannot be read.")) } else { Ok(()) }
-}
-
-/// 414 and 431 with a body, before hyper's own limit, which is about twice as large.
-fn check_size(snapshot: &Snapshot, head: &request::Parts) -> Result<(), Box<Refusal>> {
-    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
-    if target > snapshot.max_header_size {
-        return Err(Refusal::new(Reason::UriTooLong, "The request target is longer than this gateway allows.").closing());
-    }
-    let fields: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if head.headers.len() > snapshot.max_headers || head.method.as_str().len() + target + fields + 13 > snapshot.max_header_size {
-        return Err(Refusal::new(Reason::HeadersTooLarge, "The request head is larger than this gateway allows.").closing());
-    }
-    Ok(())
-}
-
 /// The way back: every response, whoever made it, gets the same fields, and is accounted for when it ends.
 async fn complete(ex: Exchange, mut cx: Context<'_>, outcome: Result<Answer, Box<Refusal>>, scope: Scope) -> Response<ResponseBody> {
     let is_head = ex.method == Method::HEAD;
     let mut close = cx.ending.draining.load(Relaxed);
+    let outcome = if cx.extended { outcome.and_then(opens_or_fails) } else { outcome };
     let reason = outcome.as_ref().err().map(|refusal| refusal.reason);
     let mut answer = match outcome {
         Ok(answer) => answer,
@@ -502,6 +412,18 @@ async fn complete(ex: Exchange, mut cx: Context<'_>, outcome: Result<Answer, Box
         entry.rate_limit = ex.rate_limit;
     }
     Response::from_parts(answer.parts, ResponseBody::new(answer.source, finish, bodiless))
+}
+
+/// Any 2xx would open a tunnel for the client of an extended CONNECT (RFC 8441): one that nobody else opened.
+fn opens_or_fails(answer: Answer) -> Result<Answer, Box<Refusal>> {
+    match &answer.source {
+        Source::Tunnel(_) => Ok(answer),
+        _ if !answer.parts.status.is_success() => Ok(answer),
+        Source::Upstream(_) | Source::Adapted(_) | Source::Web(..) => {
+            Err(Refusal::new(Reason::UpstreamProtocolError, "The upstream answered the WebSocket handshake without opening one."))
+        }
+        Source::Empty | Source::Full(_) => Err(Refusal::new(Reason::BadRequest, "This route opens no WebSockets.")),
+    }
 }
 
 fn headers_close(headers: &mut HeaderMap) {

@@ -3,6 +3,7 @@
 //! A copy has a task of its own from the start. It shares nothing with the request but the bytes of the body, which it gets when the
 //! client has sent the last of them, and it ends by itself: at the route's `timeout`, whatever the shadow does.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,12 +13,13 @@ use http::{HeaderMap, HeaderValue, Method};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 
+use crate::config::{self, At, Problems, resolve};
 use crate::gateway::handle::Context;
 use crate::gateway::route::Route;
 use crate::gateway::target::{UpstreamHandle, hash_of};
 use crate::http::body::{BodyFailure, BoxedBody, RequestBody};
 use crate::http::{Exchange, grpc_web};
-use crate::targets::mirror::{Mirror, Place};
+use crate::targets::mirror::{Mirror, Place, Room};
 use crate::telemetry::metrics::{Mirrored, RouteMetrics};
 use crate::upstream::client::{Call, CallBody, Limit, Trace, send};
 use crate::upstream::retry::idempotent;
@@ -33,6 +35,25 @@ pub struct MirrorTarget {
     pub mirror: Mirror,
     /// Where copies go.
     pub handle: UpstreamHandle,
+}
+
+impl MirrorTarget {
+    /// Compiles what is written at `at` for `route`. `None` when it is wrong, or goes to an upstream that is; `None` inside when there is
+    /// nothing to copy.
+    pub fn compile(
+        written: &config::route::Mirror,
+        at: &At,
+        route: &resolve::Route,
+        upstreams: &BTreeMap<String, UpstreamHandle>,
+        room: &Arc<Room>,
+        problems: &mut Problems,
+    ) -> Option<Option<Self>> {
+        let mirror = Mirror::compile(written, at, &route.at.key("mirror"), &route.target, room, problems)?;
+        let Some(mirror) = mirror else { return Some(None) };
+        // An unknown name was reported by `resolve`.
+        let handle = upstreams.get(&written.upstream)?.clone();
+        Some(Some(Self { mirror, handle }))
+    }
 }
 
 /// A copy about to be sent.

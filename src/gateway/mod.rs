@@ -1,6 +1,7 @@
 //! The gateway: a configuration compiled into a [`snapshot::Snapshot`], and requests handled by it.
 
 pub mod answer;
+mod check;
 pub mod custom;
 mod deadline;
 pub mod ending;

@@ -67,11 +67,8 @@ impl Route {
     /// The refusal of the first step that refuses; the caller makes the answer from it.
     pub async fn run(&self, ex: &mut Exchange, cx: &mut Context<'_>, mut headers: HeaderMap) -> Result<Answer, Box<Refusal>> {
         // First of all, so that a denied address learns nothing about the route, its CORS rules included.
-        if let Some(ip) = &self.ip
-            && let Err(refusal) = ip.check(ex.client_ip)
-        {
-            cx.cors = CorsFields::Withheld;
-            return Err(refusal);
+        if let Some(ip) = &self.ip {
+            ip.check(ex.client_ip).inspect_err(|_| cx.cors = CorsFields::Withheld)?;
         }
         // Outside auth and limits: preflights carry no credentials, and browsers can read only a 401 or 429 that has CORS fields.
         if let Some(cors) = &self.cors {

@@ -32,7 +32,6 @@ use crate::middleware::rate_limit::{Homes, RateLimits, Stores};
 use crate::middleware::rewrite::Rewrite;
 use crate::router::Router;
 use crate::targets::aggregate::Aggregate;
-use crate::targets::mirror::Mirror;
 use crate::targets::redirect::Redirect;
 use crate::targets::respond::Respond;
 use crate::targets::split::Split;
@@ -418,7 +417,8 @@ impl Compiler<'_> {
         let limits =
             (!route.rate_limits.is_empty()).then(|| RateLimits::compile(&route.rate_limits, homes, stores, &self.shared.limits, problems));
         let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::compile(rewrite, route, problems));
-        let mirror = route.mirror.as_ref().map(|(mirror, at)| self.mirror(mirror, at, route, upstreams, problems));
+        let mirror =
+            route.mirror.as_ref().map(|(mirror, at)| MirrorTarget::compile(mirror, at, route, upstreams, &self.shared.mirrors, problems));
         let target = target(route, &params, upstreams, problems);
         self.problems.extend_new(found);
         Some(Arc::new(Route {
@@ -437,25 +437,6 @@ impl Compiler<'_> {
             mirror: flat(mirror)?.flatten(),
             target: target?,
         }))
-    }
-}
-
-impl Compiler<'_> {
-    /// `None` when it is wrong, or goes to an upstream that is; `None` inside when there is nothing to copy.
-    fn mirror(
-        &self,
-        written: &config::route::Mirror,
-        at: &At,
-        route: &resolve::Route,
-        upstreams: &BTreeMap<String, UpstreamHandle>,
-        problems: &mut Problems,
-    ) -> Option<Option<MirrorTarget>> {
-        let own = route.at.key("mirror");
-        let mirror = Mirror::compile(written, at, &own, &route.target, &self.shared.mirrors, problems)?;
-        let Some(mirror) = mirror else { return Some(None) };
-        // An unknown name was reported by `resolve`.
-        let handle = upstreams.get(&written.upstream)?.clone();
-        Some(Some(MirrorTarget { mirror, handle }))
     }
 }
 

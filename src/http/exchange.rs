@@ -164,7 +164,7 @@ pub struct Exchange {
     /// The caller, once `auth` has passed.
     pub identity: Option<Arc<Identity>>,
     /// `RateLimit-Policy` and `RateLimit` for the answer, once limits were evaluated.
-    pub rate_fields: Option<Box<RateFields>>,
+    pub rate_fields: Option<RateFields>,
     /// Exact cause of an authentication failure, for log and metrics.
     pub auth_error: Option<&'static str>,
     /// Name of the limit that refused, for the log.

@@ -12,9 +12,9 @@ use crate::units::Selector;
 ///
 /// `headers` are the fields as they stand at the calling step: the client's for limits, the outgoing ones for hashing.
 /// Addresses count by their bytes, IPv6 by its /64; `global` has one value for all requests.
-pub fn selector_value<'a>(selector: &Selector, ex: &'a Exchange, headers: &'a HeaderMap) -> Option<Cow<'a, [u8]>> {
+pub fn selector_value<'a>(selector: &Selector, ex: &'a Exchange, headers: &'a HeaderMap) -> Option<Value<'a>> {
     let value = match selector {
-        Selector::Ip => Cow::Owned(IpKey::of(ex.client_ip).as_bytes().to_vec()),
+        Selector::Ip => return Some(Value::Ip(IpKey::of(ex.client_ip))),
         Selector::User => Cow::Borrowed(ex.user()?.as_bytes()),
         Selector::Global => Cow::Borrowed(b"*".as_slice()),
         Selector::Header(name) => field(headers, name)?,
@@ -24,7 +24,26 @@ pub fn selector_value<'a>(selector: &Selector, ex: &'a Exchange, headers: &'a He
         Selector::Path => Cow::Borrowed(ex.path().as_bytes()),
         Selector::Host => Cow::Borrowed(ex.host.name().as_bytes()),
     };
-    if value.is_empty() { None } else { Some(value) }
+    if value.is_empty() { None } else { Some(Value::Bytes(value)) }
+}
+
+/// What a selector has found, as bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value<'a> {
+    /// Bytes of the request, decoded.
+    Bytes(Cow<'a, [u8]>),
+    /// Its address.
+    Ip(IpKey),
+}
+
+impl std::ops::Deref for Value<'_> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Ip(ip) => ip.as_bytes(),
+        }
+    }
 }
 
 /// An address as it is counted: four bytes of IPv4 (mapped IPv6 included), or the eight of an IPv6 /64, since one
@@ -185,7 +204,7 @@ mod tests {
 
     fn value(selector: &str, ex: &Exchange, headers: &HeaderMap) -> Option<String> {
         let value = selector_value(&selector.parse().unwrap(), ex, headers)?;
-        Some(String::from_utf8(value.into_owned()).unwrap())
+        Some(String::from_utf8(value.to_vec()).unwrap())
     }
 
     #[test]
@@ -246,7 +265,7 @@ mod tests {
         assert_eq!(key("2001:db8:1:2::1"), key("2001:db8:1:2:ffff::9"));
         assert_ne!(key("2001:db8:1:2::1"), key("2001:db8:1:3::1"));
         let ex = request("2001:db8:1:2::1", "/");
-        let bytes = selector_value(&Selector::Ip, &ex, &HeaderMap::new()).unwrap().into_owned();
+        let bytes = selector_value(&Selector::Ip, &ex, &HeaderMap::new()).unwrap().to_vec();
         assert_eq!(bytes, [0x20, 1, 0xd, 0xb8, 0, 1, 0, 2]);
     }
 }

@@ -22,12 +22,11 @@ use crate::config::upstream::Protocol;
 use crate::http::body::RequestBody;
 use crate::tls::{Alpn, ClientTls};
 use crate::upstream::endpoint::{Address, EndpointSpec};
+use crate::upstream::eyeballs::happy_eyeballs;
 use crate::upstream::pool::OpenConnection;
 
 /// Longest response head taken from an upstream.
 const MAX_HEAD: usize = 64 << 10;
-/// Wait before the next address is tried beside the ones under way (RFC 8305, 5).
-const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Most fields in a response head.
 const MAX_FIELDS: usize = 256;
 /// Most interim (1xx) responses before the final one.
@@ -452,59 +451,6 @@ where
     }
 }
 
-type Attempts = Vec<Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>>;
-
-/// Tries addresses in order, the next one after 250 ms or a failure, and takes the first that connects (RFC 8305).
-async fn happy_eyeballs(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    match addresses {
-        [] => return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address")),
-        [only] => return TcpStream::connect(*only).await,
-        _ => {}
-    }
-    let mut waiting = addresses.iter();
-    let mut attempts: Attempts = Vec::new();
-    let mut last = None;
-    loop {
-        let more = match waiting.next() {
-            Some(address) => {
-                attempts.push(Box::pin(TcpStream::connect(*address)));
-                waiting.len() > 0
-            }
-            None => false,
-        };
-        if attempts.is_empty() {
-            return Err(last.unwrap_or_else(|| io::ErrorKind::NotConnected.into()));
-        }
-        let raced = first_of(&mut attempts);
-        let result = if more {
-            match tokio::time::timeout(ATTEMPT_DELAY, raced).await {
-                Ok(result) => result,
-                Err(_) => continue,
-            }
-        } else {
-            raced.await
-        };
-        match result {
-            Ok(tcp) => return Ok(tcp),
-            Err(error) => last = Some(error),
-        }
-    }
-}
-
-/// The first attempt to end; it is taken out.
-async fn first_of(attempts: &mut Attempts) -> io::Result<TcpStream> {
-    std::future::poll_fn(|cx| {
-        for index in 0..attempts.len() {
-            if let Poll::Ready(result) = attempts[index].as_mut().poll(cx) {
-                drop(attempts.swap_remove(index));
-                return Poll::Ready(result);
-            }
-        }
-        Poll::Pending
-    })
-    .await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -530,30 +476,6 @@ mod tests {
             io.request_written();
             assert_eq!((io.interim, io.in_final), (0, false));
             assert!(io.count_interim(&interim.repeat(17)).is_err());
-        });
-    }
-
-    #[test]
-    fn a_refusing_address_does_not_hide_a_good_one() {
-        run(async {
-            let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let refusing = dead.local_addr().unwrap();
-            drop(dead);
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let good = listener.local_addr().unwrap();
-            let tcp = happy_eyeballs(&[refusing, good]).await.unwrap();
-            assert_eq!(tcp.peer_addr().unwrap(), good);
-        });
-    }
-
-    #[test]
-    fn all_refusing_is_an_error() {
-        run(async {
-            let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let refusing = dead.local_addr().unwrap();
-            drop(dead);
-            let error = happy_eyeballs(&[refusing, refusing]).await.unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         });
     }
 }

@@ -12,6 +12,7 @@ pub mod client;
 mod compile;
 pub mod connect;
 pub mod endpoint;
+mod eyeballs;
 mod flow;
 mod frames;
 pub mod pool;

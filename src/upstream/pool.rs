@@ -177,14 +177,8 @@ impl EndpointPool {
         let idle_timeout = Duration::from_millis(self.idle_timeout.load(Relaxed));
         let mut kept = self.shard(worker);
         while let Some(mut idle) = kept.idle.pop() {
-            if now.saturating_duration_since(idle.since) >= idle_timeout {
-                // The others are older still.
-                let stale = std::mem::take(&mut kept.idle);
-                drop(kept);
-                drop(stale);
-                return self.checkout_h2(worker);
-            }
-            if idle.connection.is_ready() {
+            // One after a long response counts from its head, and may be stale where older ones are not.
+            if now.saturating_duration_since(idle.since) < idle_timeout && idle.connection.is_ready() {
                 return Some(self.lease(Sender::H1(idle.connection), worker, true, None));
             }
         }

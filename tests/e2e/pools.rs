@@ -334,3 +334,28 @@ fn more_streams_than_the_upstream_allows_take_another_connection() {
         raws.iter_mut().for_each(|raw| assert_eq!(raw.read().status, 200));
     });
 }
+
+#[test]
+fn a_tunnel_waits_for_a_connection_like_any_request() {
+    let upstream = Upstream::serve(|request, conn| {
+        if request.has("upgrade") {
+            // An ordinary answer: whether it may be a tunnel is asked elsewhere.
+            return conn.answer(403, "", "no");
+        }
+        std::thread::sleep(Duration::from_millis(150));
+        conn.ok("ok")
+    });
+    let gateway = Gateway::new(&limited("{ max_connections: 1 }", ""), &[upstream.address]);
+    let mut first = gateway.connect();
+    first.send(get("/"));
+    eventually("the first is in", || (upstream.count() == 1).then_some(()));
+    let handshake = [
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    let answer = gateway.request("GET", "/ws", &handshake, "");
+    assert_eq!((answer.status, answer.text().as_str()), (403, "no"));
+    assert_eq!(first.read().status, 200);
+}

@@ -284,6 +284,15 @@ fn a_rate_or_burst_of_nothing_is_refused_at_load() {
     }
 }
 
+/// A port that nobody listens on, outside of the range that the kernel gives out by itself: it must still be free after a restart.
+fn free_port() -> u16 {
+    let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), Instant::now());
+    (0..1_000)
+        .map(|n| 12_000 + u16::try_from((random.wrapping_add(n)) % 18_000).unwrap())
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .unwrap()
+}
+
 /// A Redis of one test; ended with it.
 struct Redis {
     port: u16,
@@ -292,7 +301,7 @@ struct Redis {
 
 impl Redis {
     fn start() -> Self {
-        let mut redis = Self { port: TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(), child: None };
+        let mut redis = Self { port: free_port(), child: None };
         redis.restart();
         redis
     }
@@ -305,7 +314,10 @@ impl Redis {
             .spawn()
             .expect("these tests need `redis-server` (Debian package redis-server; scripts/test installs it)");
         self.child = Some(child);
-        eventually("redis listens", || std::net::TcpStream::connect(("127.0.0.1", self.port)).ok());
+        eventually("redis answers", || {
+            let mut client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap().get_connection().ok()?;
+            redis::cmd("PING").query::<String>(&mut client).ok()
+        });
     }
     fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {

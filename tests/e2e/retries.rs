@@ -311,7 +311,7 @@ fn a_stream_that_was_refused_is_sent_again_whole() {
         let upstream = H2Upstream::serve(move |(request, mut respond)| {
             let count = Arc::clone(&count);
             async move {
-                if count.fetch_add(1, SeqCst) % 2 == 0 {
+                if count.fetch_add(1, SeqCst).is_multiple_of(2) {
                     respond.send_reset(::h2::Reason::REFUSED_STREAM);
                     return;
                 }

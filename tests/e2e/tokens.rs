@@ -19,11 +19,12 @@ pub fn claims_of(sub: &str) -> Value {
 /// Claims with some replaced; `null` takes one away.
 pub fn with(mut claims: Value, other: Value) -> Value {
     let all = claims.as_object_mut().unwrap();
-    for (name, value) in other.as_object().unwrap() {
+    let Value::Object(other) = other else { panic!("not an object: {other}") };
+    for (name, value) in other {
         if value.is_null() {
-            all.remove(name);
+            all.remove(&name);
         } else {
-            all.insert(name.clone(), value.clone());
+            all.insert(name, value);
         }
     }
     claims

@@ -45,12 +45,17 @@ impl AwaitKeys {
     async fn outcome(mut self) -> Outcome {
         // Whether the fetch ended, its task ended or patience did: the keys that are there now decide.
         let _ended = tokio::time::timeout(PATIENCE, self.ended.changed()).await;
-        self.jwt.verify(&self.token, &self.digest, &Now::read()).map_err(|rejection| match rejection {
-            Rejection::Final(error) => error,
-            Rejection::UnknownKid => AuthError::Key,
-            Rejection::NoKeys => AuthError::Unavailable,
-        })
+        with_keys_of_now(&self.jwt, &self.token, &self.digest)
     }
+}
+
+/// Judges a token by the keys that are there, for good or bad.
+pub(super) fn with_keys_of_now(jwt: &Jwt, token: &str, digest: &Digest) -> Outcome {
+    jwt.verify(token, digest, &Now::read()).map_err(|rejection| match rejection {
+        Rejection::Final(error) => error,
+        Rejection::UnknownKid => AuthError::Key,
+        Rejection::NoKeys => AuthError::Unavailable,
+    })
 }
 
 /// A route's `auth`, compiled.

@@ -113,10 +113,11 @@ impl Jwks {
         Some(self.ended.subscribe())
     }
 
-    /// Joins the fetch under way, if there is one.
+    /// Joins the fetch under way, if there is one; the first one is under way from the start.
     pub(super) fn join(&self) -> Option<watch::Receiver<u64>> {
         let state = self.state();
-        (state.fetching || state.refetch).then(|| self.ended.subscribe())
+        let first = state.failures == 0 && self.current.load().is_none();
+        (first || state.fetching || state.refetch).then(|| self.ended.subscribe())
     }
 
     /// Fetches for ever. Run on the control runtime; dropping the future stops it.
@@ -239,6 +240,15 @@ mod tests {
     }
     fn fetched(jwks: &Jwks, body: &'static str, now: Instant) -> Result<(), String> {
         Fetching::begin(jwks, now).unwrap().end(Ok((Bytes::from_static(body.as_bytes()), Duration::from_secs(900))), now)
+    }
+
+    #[test]
+    fn the_first_fetch_can_be_joined_before_its_task_runs() {
+        let jwks = Jwks::new(Uri::from_static("http://127.0.0.1:1/"), Vec::new());
+        assert!(jwks.join().is_some(), "a request may come before the task has had its first turn");
+        let fetching = Fetching::begin(&jwks, Instant::now()).unwrap();
+        assert!(fetching.end(Err("down".to_owned()), Instant::now()).is_err());
+        assert!(jwks.join().is_none(), "after a failure nobody waits");
     }
 
     #[test]

@@ -35,7 +35,7 @@ use crate::config::auth as config;
 use crate::http::exchange::ClientCertificate;
 use api_key::ApiKeys;
 use basic::Basic;
-use chain::{Answer, AwaitKeys};
+use chain::{Answer, AwaitKeys, with_keys_of_now};
 use claims::Forward;
 use client_cert::ClientCert;
 use errands::Errands;
@@ -231,14 +231,15 @@ fn verify_token(jwt: &Arc<Jwt>, token: &str, digest: &Digest) -> Answer {
         Ok(identity) => return Answer::Now(Ok(identity)),
         Err(rejection) => rejection,
     };
-    let (error, ended) = match (rejection, &jwt.keys) {
-        (Rejection::Final(error), _) => (error, None),
-        (Rejection::UnknownKid, Keys::Fetched(jwks)) => (AuthError::Key, jwks.refetch(now.instant)),
-        (Rejection::NoKeys, Keys::Fetched(jwks)) => (AuthError::Unavailable, jwks.join()),
-        (Rejection::UnknownKid | Rejection::NoKeys, Keys::Fixed(_)) => (AuthError::Key, None),
+    let ended = match (rejection, &jwt.keys) {
+        (Rejection::Final(error), _) => return Answer::Now(Err(error)),
+        (Rejection::UnknownKid | Rejection::NoKeys, Keys::Fixed(_)) => return Answer::Now(Err(AuthError::Key)),
+        (Rejection::UnknownKid, Keys::Fetched(jwks)) => jwks.refetch(now.instant),
+        (Rejection::NoKeys, Keys::Fetched(jwks)) => jwks.join(),
     };
     match ended {
         Some(ended) => Answer::Keys(Box::new(AwaitKeys { jwt: jwt.clone(), token: token.to_owned(), digest: *digest, ended })),
-        None => Answer::Now(Err(error)),
+        // A fetch may have ended since the token was looked at: the keys that are there now decide.
+        None => Answer::Now(with_keys_of_now(jwt, token, digest)),
     }
 }

@@ -104,7 +104,7 @@ impl RateLimits {
             return Decision::Pass;
         }
         let nanos = inner.registry.buckets.nanos(now);
-        let mut tally = Tally::resume(&inner.limits, step.start, ex.rate_fields.as_deref());
+        let mut tally = Tally::resume(&inner.limits, step.start, ex.rate_fields.as_ref());
         for index in step.clone() {
             let Some(limit) = inner.limits.get(index) else { break };
             let key = limit.key(ex, headers);
@@ -129,9 +129,6 @@ impl Limit {
     /// The request's bucket: the first selector present, and which one it was; none present: its address.
     fn key(&self, ex: &Exchange, headers: &HeaderMap) -> Key {
         for (index, selector) in (0_u8..).zip(&self.by) {
-            if *selector == Selector::Ip {
-                return self.key_of(index, IpKey::of(ex.client_ip).as_bytes());
-            }
             if let Some(value) = selector_value(selector, ex, headers) {
                 return self.key_of(index, &value);
             }
