@@ -61,6 +61,10 @@ impl Failure {
             ConnectError::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
                 Self::attempt(Reason::UpstreamConnectFailed, "The upstream refused the connection.", again, FailKind::Connect)
             }
+            // Accepted and reset before this side looked. Nothing was sent, so that it may be tried again like any failed connection.
+            ConnectError::Io(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
+                Self::attempt(Reason::UpstreamReset, "The upstream closed the connection before it answered.", again, FailKind::Reset)
+            }
             ConnectError::Io(_) => {
                 Self::attempt(Reason::UpstreamConnectFailed, "The upstream cannot be reached.", again, FailKind::Connect)
             }

@@ -160,3 +160,13 @@ fn http_1_0_without_a_host_matches_routes_without_one() {
     assert_eq!(gateway.ask("GET /x HTTP/1.0\r\nHost: site\r\n\r\n").text(), "site");
     assert_eq!(gateway.ask("GET /y HTTP/1.0\r\n\r\n").status, 404);
 }
+
+#[test]
+#[ignore = "BUG: the parser refuses these raw bytes with an empty 400 instead of leaving them to be encoded (semantics.md, 2.1)"]
+fn raw_brackets_and_backticks_are_encoded() {
+    let (gateway, upstream) = guarded("");
+    for (path, forwarded) in [("/public/<>", "/public/%3C%3E"), ("/public/a`b", "/public/a%60b")] {
+        assert_eq!(gateway.get(path).status, 200, "{path}");
+        assert_eq!(upstream.last().target, forwarded);
+    }
+}

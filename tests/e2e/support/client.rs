@@ -51,13 +51,6 @@ impl Raw {
         let (rest, _) = self.rest();
         assert!(rest.is_empty(), "more came: {:?}", String::from_utf8_lossy(&rest));
     }
-    /// Asserts that the connection takes another request.
-    #[track_caller]
-    pub fn assert_usable(&mut self, request: &str) -> Answer {
-        let answer = self.ask(request);
-        assert!(answer.status < 500, "{answer:?}");
-        answer
-    }
     /// Closes with a reset.
     pub fn reset(self) {
         socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)).unwrap();
