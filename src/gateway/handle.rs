@@ -382,7 +382,8 @@ async fn complete(ex: Exchange, mut cx: Context<'_>, outcome: Result<Answer, Box
     }
     if cx.state.is_some() {
         close |= !matches!(answer.source, Source::Upstream(_) | Source::Adapted(_) | Source::Web(..)) && !body_is_dropped(&mut cx).await;
-        if close {
+        // The 101 of a tunnel needs its own `Connection` field.
+        if close && !matches!(answer.source, Source::Tunnel(_)) {
             headers_close(&mut answer.parts.headers);
         }
     }

@@ -49,7 +49,7 @@ pub struct Core {
     pub(super) last: Mutex<LastLoad>,
     pub(super) acceptor: Mutex<Acceptor>,
     /// One reload at a time.
-    reloading: Mutex<()>,
+    pub(super) reloading: Mutex<()>,
     changed: mpsc::Sender<()>,
 }
 
@@ -207,8 +207,9 @@ impl Core {
 
     fn reload_inner(self: &Arc<Self>, path: &Path, begun: Instant) -> ReloadOutcome {
         let current = self.snapshot();
-        let loaded = load_source(&lock(&self.source).clone(), &self.options);
+        // Before anything is read: a file that changes while it is read is then seen as changed again, not as applied.
         let watched = contents(&current.source.watch);
+        let loaded = load_source(&lock(&self.source).clone(), &self.options);
         if loaded.hash == current.source.hash && watched == lock(&self.applied).contents && !loaded.problems.has_errors() {
             events::config_unchanged(path);
             return ReloadOutcome::Unchanged;
@@ -231,7 +232,7 @@ impl Core {
                 ReloadOutcome::Failed { errors }
             }
             Ok((snapshot, sockets)) => {
-                self.commit(&Arc::new(snapshot), sockets);
+                self.commit(&Arc::new(snapshot), sockets, Some((&current, watched)));
                 let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
                 events::config_loaded(path, generation, self.snapshot().routes.len(), duration_ms);
                 ReloadOutcome::Ok { generation, duration_ms }
@@ -239,8 +240,8 @@ impl Core {
         }
     }
 
-    /// Makes `snapshot` the one that serves. Nothing in here can fail.
-    pub(super) fn commit(self: &Arc<Self>, snapshot: &Arc<Snapshot>, sockets: Sockets) {
+    /// Makes `snapshot` the one that serves. Nothing in here can fail. `before`: what served, and the hash of its files before they were read.
+    pub(super) fn commit(self: &Arc<Self>, snapshot: &Arc<Snapshot>, sockets: Sockets, before: Option<(&Snapshot, u64)>) {
         for warning in &snapshot.source.warnings {
             events::config_problem(warning);
         }
@@ -256,7 +257,10 @@ impl Core {
         self.apply_listeners(snapshot, &mut applied, sockets.listeners);
         self.apply_admin(snapshot, &mut applied, sockets.admin);
         self.apply_background(snapshot, &mut applied);
-        applied.contents = contents(&snapshot.source.watch);
+        applied.contents = match before {
+            Some((old, hash)) if old.source.watch == snapshot.source.watch => hash,
+            Some(_) | None => contents(&snapshot.source.watch),
+        };
         if self.options.watch {
             let files = snapshot.source.watch.clone();
             match &applied.watcher {

@@ -26,7 +26,7 @@ use crate::http::connection::ConnectionState;
 use crate::http::watched::{End, Watched};
 use crate::server::io::{ClientIo, Transport};
 use crate::server::listener::{Listener, Stage};
-use crate::server::per_ip::Counted;
+use crate::server::per_ip::{Counted, PerIp};
 use crate::server::proxy_protocol;
 use crate::server::worker::{Accepted, Open, State};
 use crate::telemetry::metrics::ConnectionError;
@@ -67,20 +67,17 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     let snapshot = state.snapshot.load_full();
     let established = tokio::select! {
         biased;
-        established = establish(tcp, peer, &listener, &snapshot) => established,
+        established = establish(tcp, peer, &listener, &snapshot, &state.per_ip) => established,
         // Who is still at the handshake has no request that could be lost.
         () = listener.closing() => return,
     };
     let established = match established {
         Ok(established) => established,
-        Err(kind) => return listener.metrics.connection_error(worker, kind),
+        Err(Some(kind)) => return listener.metrics.connection_error(worker, kind),
+        // One too many from its address: closed without a word.
+        Err(None) => return,
     };
-    if let Some(limit) = snapshot.max_connections_per_ip {
-        match state.per_ip.count(established.connection.peer.ip(), limit) {
-            Some(counted) => held.per_ip = Some(counted),
-            None => return,
-        }
-    }
+    held.per_ip = established.counted;
     let timeouts = snapshot.timeouts;
     drop(snapshot);
     let ending = Arc::new(listener.ending());
@@ -115,6 +112,8 @@ struct Established {
     connection: Connection,
     /// What ALPN chose; `None` in clear text, where the first bytes tell.
     h2: Option<bool>,
+    /// Its place among the connections of its address.
+    counted: Option<Counted>,
 }
 
 /// PROXY header and TLS.
@@ -123,7 +122,8 @@ async fn establish(
     peer: std::net::SocketAddr,
     listener: &Listener,
     snapshot: &Snapshot,
-) -> Result<Established, ConnectionError> {
+    per_ip: &PerIp,
+) -> Result<Established, Option<ConnectionError>> {
     let spec = listener.spec.load_full();
     let deadline = snapshot.handshake.map(|limit| Instant::now() + limit);
     let mut connection = Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: None };
@@ -131,25 +131,30 @@ async fn establish(
         match within(deadline, proxy_protocol::read(&mut tcp)).await {
             Some(Ok(Some(source))) => connection.peer = source,
             Some(Ok(None)) => {}
-            Some(Err(_)) | None => return Err(ConnectionError::Proxy),
+            Some(Err(_)) | None => return Err(Some(ConnectionError::Proxy)),
         }
     }
-    let Some(tls) = &spec.tls else { return Ok(Established { transport: Transport::Plain(tcp), connection, h2: None }) };
+    // Before TLS, so that half-open handshakes count, too.
+    let counted = match snapshot.max_connections_per_ip {
+        Some(limit) => Some(per_ip.count(connection.peer.ip(), limit).ok_or(None)?),
+        None => None,
+    };
+    let Some(tls) = &spec.tls else { return Ok(Established { transport: Transport::Plain(tcp), connection, h2: None, counted }) };
     let accepted = within(deadline, TlsAcceptor::from(Arc::clone(tls.config())).accept(tcp)).await;
     let stream = match accepted {
         Some(Ok(stream)) => stream,
         Some(Err(error)) => {
             tracing::debug!(%peer, %error, "TLS handshake failed");
-            return Err(ConnectionError::Tls);
+            return Err(Some(ConnectionError::Tls));
         }
-        None => return Err(ConnectionError::Tls),
+        None => return Err(Some(ConnectionError::Tls)),
     };
     let session = stream.get_ref().1;
     connection.tls = true;
     connection.tls_version = tls_version_word(session);
     connection.client_cert = client_certificate(session).map(Arc::new);
     let h2 = negotiated(session) == Alpn::H2;
-    Ok(Established { transport: Transport::Tls(Box::new(stream)), connection, h2: Some(h2) })
+    Ok(Established { transport: Transport::Tls(Box::new(stream)), connection, h2: Some(h2), counted })
 }
 
 /// `None` when the deadline comes first.
@@ -212,6 +217,8 @@ impl Session {
         let io = ClientIo::new(transport, prefix, Arc::clone(&state), Arc::clone(&self.listener.metrics), self.worker);
         let service = service_fn(|request: Request<Incoming>| {
             let inbound = self.inbound(Arc::clone(&state.clock), Some(Arc::clone(&state)));
+            // A reload may have changed them.
+            state.clock.set_timeouts(inbound.snapshot.timeouts);
             async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request).await) }
         });
         let (max_headers, max_size) = self.limits();
@@ -227,6 +234,10 @@ impl Session {
             .with_upgrades();
         let mut watched = pin!(Watched::new(connection, Arc::clone(&clock)));
         let mut stages = self.listener.stages();
+        if self.listener.draining().load(Relaxed) {
+            // What happened before this connection listened.
+            stages.mark_changed();
+        }
         let end = loop {
             tokio::select! {
                 biased;
@@ -267,10 +278,12 @@ impl Session {
         let streams =
             StreamExecutor { connection: Arc::clone(&clock), next: Arc::default(), open: Arc::default(), tunnels: Arc::default() };
         let (next, tunnels) = (Arc::clone(&streams.next), Arc::clone(&streams.tunnels));
+        let connection_clock = Arc::clone(&clock);
         let service = service_fn(|request: Request<Incoming>| {
             let clock = Arc::new(Clock::new(Phase::Request, Instant::now(), timeouts));
             *next.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&clock));
             let inbound = self.inbound(clock, None);
+            connection_clock.set_timeouts(inbound.snapshot.timeouts);
             async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request).await) }
         });
         let snapshot = self.state.snapshot.load_full();
@@ -288,6 +301,10 @@ impl Session {
         drop(snapshot);
         let mut watched = pin!(Watched::new(builder.serve_connection(TokioIo::new(io), service), Arc::clone(&clock)));
         let mut stages = self.listener.stages();
+        if self.listener.draining().load(Relaxed) {
+            // What happened before this connection listened.
+            stages.mark_changed();
+        }
         let end = loop {
             tokio::select! {
                 biased;

@@ -117,10 +117,22 @@ impl Listener {
     /// Moves on to `stage`.
     pub fn enter(&self, stage: Stage) {
         self.draining.store(stage != Stage::Serving, Relaxed);
-        self.stages.send_replace(stage);
+        // Never back: a shutdown and a removal may overlap.
+        self.stages.send_if_modified(|now| {
+            let later = stage > *now;
+            if later {
+                *now = stage;
+            }
+            later
+        });
         if stage == Stage::Cut {
             self.cut.send_replace(true);
         }
+    }
+
+    /// Whether it has stopped accepting.
+    pub fn draining(&self) -> &AtomicBool {
+        &self.draining
     }
 
     /// Hears of every stage.

@@ -152,7 +152,7 @@ impl Server {
         let acceptor = Acceptor::start(&state, &workers)?;
         let (changed, changes) = mpsc::channel(1);
         let core = Core::new(state, source, options, control.handle.clone(), acceptor, changed);
-        core.commit(&snapshot, sockets);
+        core.commit(&snapshot, sockets, None);
         core.state.shared.metrics.reload(Reload::Ok);
         control.handle.spawn(reload_on_change(Arc::clone(&core), changes));
         let path = files.first().cloned().unwrap_or_default();
@@ -189,6 +189,8 @@ impl Server {
         notify(sd_notify::State::Stopping);
         let snapshot = core.snapshot();
         std::thread::sleep(snapshot.drain_delay);
+        // A reload from here on would open listeners that nobody serves.
+        let _no_more_reloads = lock(&core.reloading);
         let in_flight = || core.state.connections.load(Relaxed) > 0 || snapshot.metrics.requests_in_flight() > 0;
         events::draining(snapshot.metrics.requests_in_flight(), snapshot.drain);
         let listeners = lock(&core.applied).listeners.clone();

@@ -171,7 +171,8 @@ pub(super) async fn pick(upstream: &Arc<Upstream>, call: &Call<'_>, tried: &[Arc
 
 /// Waits until any endpoint may have room; `false` when too many requests wait already.
 async fn wait_for_room(upstream: &Arc<Upstream>) -> bool {
-    let endpoints = upstream.endpoints();
+    // Only those that a pick would choose: an endpoint that is out has room, but none that could be had.
+    let endpoints = upstream.usable(Instant::now());
     let mut waits: Vec<_> = endpoints.iter().map(|endpoint| Box::pin(endpoint.pool.wait_for_room())).collect();
     std::future::poll_fn(|cx| {
         let mut room = false;
@@ -272,7 +273,13 @@ async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, p
         if let Some(lease) = pool.borrow(call.worker) {
             return Ok(lease);
         }
-        wait_for(pool.wait_for_room(), call, give_up).await?;
+        let until = per_try.map_or(give_up, |per_try| per_try.min(give_up));
+        match wait_for(pool.wait_for_room(), call, until).await {
+            Err(failure) if failure == NO_ROOM && per_try.is_some_and(|per_try| Instant::now() >= per_try) => {
+                return Err(Over::PerTry.failure());
+            }
+            waited => waited?,
+        }
         if let Some(lease) = pool.checkout(call.worker, Instant::now()) {
             return Ok(lease);
         }
@@ -286,7 +293,11 @@ pub(super) async fn wait_for(room: impl Future<Output = bool>, call: &Call<'_>, 
         return Err(NO_ROOM);
     }
     match call.limit.run(Some(give_up), room).await {
-        Ok(true) => Ok(()),
+        Ok(true) => {
+            // Whoever is about to free a connection may be on this very thread.
+            tokio::task::yield_now().await;
+            Ok(())
+        }
         Err(Over::Total(expired)) => Err(Failure::of_expiry(expired)),
         Ok(false) | Err(Over::PerTry) => Err(NO_ROOM),
     }

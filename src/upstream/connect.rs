@@ -165,6 +165,8 @@ pub struct UpstreamIo {
     interim: u32,
     /// Whether what is read belongs to a final response.
     in_final: bool,
+    /// Counts the connection of a tunnel.
+    open: Option<OpenConnection>,
 }
 
 /// The upstream sent more than [`MAX_INTERIM`] interim responses.
@@ -181,7 +183,7 @@ impl std::error::Error for TooManyInterim {}
 
 impl UpstreamIo {
     fn new(wire: Wire) -> Self {
-        Self { wire, interim: 0, in_final: false }
+        Self { wire, interim: 0, in_final: false, open: None }
     }
 
     /// Counts the interim heads at the start of what was read. Heads that are cut by the end of a read count once more or not at
@@ -346,11 +348,12 @@ impl Destination {
         addresses: &[SocketAddr],
         open: OpenConnection,
     ) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
-        let io = self.open(addresses, true).await?;
+        let mut io = self.open(addresses, true).await?;
+        // hyper's driver ends when it hands the stream over; what counts must live as long as the tunnel that has it then.
+        io.open = Some(open);
         let (sender, connection) =
             http1_builder().handshake(TokioIo::new(io)).await.map_err(|error| ConnectError::Io(io::Error::other(error)))?;
         tokio::spawn(async move {
-            let _open = open;
             // Errors reach the request.
             let _ = connection.with_upgrades().await;
         });

@@ -206,6 +206,11 @@ impl Upstream {
         self.lock_members().clone()
     }
 
+    /// The endpoints that a pick can choose from at `now`.
+    pub fn usable(&self, now: Instant) -> Vec<Arc<Endpoint>> {
+        self.current(now).usable.clone()
+    }
+
     /// Brings availability up to date without a pick, so that observers hear of ejections that ended.
     pub fn refresh(&self, now: Instant) {
         drop(self.current(now));
