@@ -52,6 +52,8 @@ pub struct ClientIo {
     worker: usize,
     lingered: usize,
     write_shut: bool,
+    /// Whether the last write found the client slow.
+    blocked: bool,
     /// For HTTP/2.
     guard: Option<Guard>,
 }
@@ -83,13 +85,23 @@ impl Guard {
 impl ClientIo {
     /// Wraps `transport`; `prefix` was read from it already and is read first.
     pub fn new(transport: Transport, prefix: Vec<u8>, state: Arc<ConnectionState>, metrics: Arc<ListenerMetrics>, worker: usize) -> Self {
-        Self { transport, prefix, replayed: 0, state, metrics, worker, lingered: 0, write_shut: false, guard: None }
+        Self { transport, prefix, replayed: 0, state, metrics, worker, lingered: 0, write_shut: false, blocked: false, guard: None }
     }
 
     /// The same for a client that speaks HTTP/2; `flood` rings when it sends more than it may.
     pub fn h2(mut self, flood: Arc<Notify>) -> Self {
         self.guard = Some(Guard { frames: Frames::new(Instant::now()), flood, deaf: false });
         self
+    }
+
+    /// An answer can be out of our hands while much of it waits to be written: a slow client that takes it is not idle.
+    fn note_block(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_pending() {
+            self.blocked = true;
+        } else if std::mem::take(&mut self.blocked) && self.state.clock.phase() == Phase::Idle {
+            self.state.clock.enter(Phase::Idle, Instant::now());
+        }
+        written
     }
 
     fn poll_transport_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -135,10 +147,11 @@ impl AsyncRead for ClientIo {
 impl AsyncWrite for ClientIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let count = ready!(match &mut this.transport {
+        let written = match &mut this.transport {
             Transport::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Transport::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, buf),
-        })?;
+        };
+        let count = ready!(this.note_block(written))?;
         this.state.clock.moved(count);
         this.metrics.bytes_sent(this.worker, count as u64);
         Poll::Ready(Ok(count))
@@ -157,10 +170,11 @@ impl AsyncWrite for ClientIo {
             }
             return Pin::new(this).poll_write(cx, &joined[..filled]);
         }
-        let count = ready!(match &mut this.transport {
+        let written = match &mut this.transport {
             Transport::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Transport::Tls(tls) => Pin::new(tls.as_mut()).poll_write_vectored(cx, bufs),
-        })?;
+        };
+        let count = ready!(this.note_block(written))?;
         this.state.clock.moved(count);
         this.metrics.bytes_sent(this.worker, count as u64);
         Poll::Ready(Ok(count))

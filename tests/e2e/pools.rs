@@ -61,6 +61,40 @@ fn never_more_connections_than_allowed_and_who_waits_is_served() {
 }
 
 #[test]
+fn waiting_for_a_full_endpoint_beside_one_that_is_out_lets_the_worker_work() {
+    let gate = Gate::new();
+    let pass = gate.clone();
+    let upstream = Upstream::serve(move |_, conn| {
+        pass.pass();
+        conn.ok("ok")
+    });
+    let gateway = Gateway::new(
+        "server: { workers: 1 }
+upstreams:
+  up:
+    endpoints: [{ url: 'http://@0', weight: 1 }, { url: 'http://127.0.0.1:1', weight: 0 }]
+    balance: weighted
+    connect_timeout: 3s
+    panic_threshold: 0%
+    pool: { max_connections: 1 }
+routes:
+  - { match: /*, upstream: up }
+  - { match: /status, respond: { status: 200 } }
+",
+        &[upstream.address],
+    );
+    let (mut first, mut second) = (gateway.connect(), gateway.connect());
+    first.send(get("/first"));
+    eventually("the first is in", || (upstream.count() == 1).then_some(()));
+    second.send(get("/second"));
+    let started = Instant::now();
+    assert_eq!(gateway.get("/status").status, 200);
+    assert!(started.elapsed() < Duration::from_secs(2), "the worker was busy waiting");
+    gate.open();
+    assert_eq!((first.read().status, second.read().status), (200, 200));
+}
+
+#[test]
 fn who_waits_too_long_is_told_that_all_are_in_use() {
     let gate = Gate::new();
     let pass = gate.clone();
