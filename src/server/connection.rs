@@ -233,11 +233,7 @@ impl Session {
             .serve_connection(TokioIo::new(io), service)
             .with_upgrades();
         let mut watched = pin!(Watched::new(connection, Arc::clone(&clock)));
-        let mut stages = self.listener.stages();
-        if self.listener.draining().load(Relaxed) {
-            // What happened before this connection listened.
-            stages.mark_changed();
-        }
+        let mut stages = self.stages();
         let end = loop {
             tokio::select! {
                 biased;
@@ -258,6 +254,15 @@ impl Session {
             // Clients leave as they please; what that meant for a request is in its log line.
             End::Done(Ok(()) | Err(_)) | End::Cut(_) => {}
         }
+    }
+
+    /// Stages of the listener; one that came before this connection listened is heard as well.
+    fn stages(&self) -> tokio::sync::watch::Receiver<Stage> {
+        let mut stages = self.listener.stages();
+        if self.listener.draining().load(Relaxed) {
+            stages.mark_changed();
+        }
+        stages
     }
 
     /// hyper's limits on the number of fields and the size of a head.
@@ -300,11 +305,7 @@ impl Session {
             .enable_connect_protocol();
         drop(snapshot);
         let mut watched = pin!(Watched::new(builder.serve_connection(TokioIo::new(io), service), Arc::clone(&clock)));
-        let mut stages = self.listener.stages();
-        if self.listener.draining().load(Relaxed) {
-            // What happened before this connection listened.
-            stages.mark_changed();
-        }
+        let mut stages = self.stages();
         let end = loop {
             tokio::select! {
                 biased;
