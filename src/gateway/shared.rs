@@ -161,7 +161,7 @@ impl Shared {
 }
 
 /// A hash over the contents of files, so that a new certificate at an old path makes new connections.
-fn contents(files: &[std::path::PathBuf]) -> u64 {
+pub(crate) fn contents(files: &[std::path::PathBuf]) -> u64 {
     let mut hash = 0;
     for file in files {
         // One that cannot be read was reported where it is compiled.

@@ -14,6 +14,7 @@ use crate::config::load::{self, Loaded, Source};
 use crate::config::problem::Report;
 use crate::config::watch::Watcher;
 use crate::config::{At, Problems};
+use crate::gateway::shared::contents;
 use crate::gateway::snapshot::ListenerSpec;
 use crate::gateway::status::ReloadOutcome;
 use crate::gateway::target::UpstreamHandle;
@@ -132,15 +133,6 @@ pub(super) fn bind_new(
 
 fn admin_address(snapshot: &Snapshot) -> Option<SocketAddr> {
     snapshot.config.admin.as_ref().and_then(|admin| admin.address.parse().ok())
-}
-
-/// A hash over the contents of files: a new certificate at an old path is a change as well.
-fn contents(files: &[PathBuf]) -> u64 {
-    files.iter().fold(0, |hash, file| {
-        // One that cannot be read is a change when it can be read again.
-        let bytes = std::fs::read(file).unwrap_or_default();
-        xxhash_rust::xxh3::xxh3_64_with_seed(&bytes, hash ^ 1)
-    })
 }
 
 impl Core {
