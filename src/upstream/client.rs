@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::TRANSFER_ENCODING;
 use http::{Response, StatusCode, Version};
@@ -43,7 +43,7 @@ pub async fn send(
         let Some(policy) = policy else { return outcome };
         let (retriable, after) = match &outcome {
             Ok(response) if !policy.any_status() || response.status().is_success() => return outcome,
-            Ok(response) => (Retriable::Status(response.status()), retry_after(response.headers())),
+            Ok(response) => (Retriable::Status(response.status()), retry_after(response.headers(), SystemTime::now())),
             Err(Failure { retriable: Some(retriable), .. }) => (*retriable, RetryAfter::None),
             Err(_) => return outcome,
         };
