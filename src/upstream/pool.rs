@@ -29,7 +29,9 @@ pub struct EndpointPool {
     destination: Destination,
     max_connections: usize,
     max_idle: usize,
-    /// Milliseconds; at most the configured `idle_timeout`, less when the upstream announced a shorter one.
+    /// The configured `idle_timeout`, in milliseconds.
+    most_idle: u64,
+    /// The one that holds, in milliseconds: less than the configured one when the upstream announced a shorter one.
     idle_timeout: AtomicU64,
     /// Open connections of all workers.
     open: AtomicUsize,
@@ -103,7 +105,10 @@ impl OpenConnection {
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.pool.open.fetch_sub(1, Relaxed);
+        if self.pool.open.fetch_sub(1, Relaxed) == 1 {
+            // Whoever answers the next connection may be another process, with other timeouts.
+            self.pool.idle_timeout.store(self.pool.most_idle, Relaxed);
+        }
         self.pool.metrics.connection_closed(self.worker);
         self.pool.freed.notify_one();
     }
@@ -133,12 +138,14 @@ impl Drop for Lease {
 impl EndpointPool {
     /// An empty pool.
     pub fn new(workers: usize, destination: Destination, config: &config::upstream::Pool, metrics: Arc<EndpointMetrics>) -> Self {
+        let most_idle = u64::try_from(config.idle_timeout.get().as_millis()).unwrap_or(u64::MAX);
         Self {
             spoken: AtomicU8::new(destination.speaks_h2().map_or(UNKNOWN, |h2| if h2 { HTTP_2 } else { HTTP_1 })),
             destination,
             max_connections: config.max_connections,
             max_idle: config.max_idle.div_ceil(workers.max(1)),
-            idle_timeout: AtomicU64::new(u64::try_from(config.idle_timeout.get().as_millis()).unwrap_or(u64::MAX)),
+            most_idle,
+            idle_timeout: AtomicU64::new(most_idle),
             open: AtomicUsize::new(0),
             shards: (0..workers.max(1)).map(|_| Shard::default()).collect(),
             freed: Notify::new(),
@@ -350,10 +357,15 @@ impl EndpointPool {
         true
     }
 
-    /// The upstream said how long it keeps idle connections (`Keep-Alive: timeout=`): ours must go first.
+    /// The upstream said how long it keeps idle connections (`Keep-Alive: timeout=`): ours must go first. Its latest word counts, until
+    /// its last connection is closed.
     pub fn learn_idle_timeout(&self, theirs: Duration) {
         let ours = theirs.saturating_sub(Duration::from_secs(1)).max(Duration::from_millis(500));
-        self.idle_timeout.fetch_min(u64::try_from(ours.as_millis()).unwrap_or(u64::MAX), Relaxed);
+        let ours = u64::try_from(ours.as_millis()).unwrap_or(u64::MAX).min(self.most_idle);
+        // Read first: the same word comes with every response, and all workers read this line.
+        if self.idle_timeout.load(Relaxed) != ours {
+            self.idle_timeout.store(ours, Relaxed);
+        }
     }
 
     /// Closes what has been idle too long.
@@ -454,5 +466,28 @@ impl Lease {
                 pool.give_back(connection, worker, Instant::now());
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{At, Problems, upstream::Protocol};
+    use crate::upstream::EndpointSpec;
+
+    #[test]
+    fn a_learned_idle_timeout_follows_the_upstream_and_goes_with_its_last_connection() {
+        let spec = EndpointSpec::parse("http://127.0.0.1:1", 1, &At::default(), &mut Problems::default()).unwrap();
+        let metrics = crate::telemetry::metrics::Metrics::new(1, "", "").endpoint("u", "e");
+        let destination = Destination::new(&spec, None, Protocol::Auto);
+        let pool = Arc::new(EndpointPool::new(1, destination, &config::upstream::Pool::default(), metrics));
+        let holds = || pool.idle_timeout.load(Relaxed);
+        let connection = pool.reserve(0, false).unwrap();
+        for (theirs, ours) in [(5, 4_000), (30, 29_000), (1, 500), (3_600, 60_000), (5, 4_000)] {
+            pool.learn_idle_timeout(Duration::from_secs(theirs));
+            assert_eq!(holds(), ours, "of {theirs} s");
+        }
+        drop(connection);
+        assert_eq!(holds(), 60_000, "as configured");
     }
 }

@@ -199,6 +199,20 @@ fn no_more_idle_connections_are_kept_than_asked_for() {
 }
 
 #[test]
+fn the_upstreams_latest_word_on_keep_alive_counts() {
+    let upstream = Upstream::serve(|request, conn| {
+        let seconds = if request.target == "/short" { 1 } else { 60 };
+        conn.answer(200, &format!("keep-alive: timeout={seconds}\r\n"), "ok")
+    });
+    let gateway = Gateway::to(upstream.address, "");
+    let mut raw = gateway.connect();
+    assert_eq!((raw.ask(get("/short")).status, raw.ask(get("/long")).status), (200, 200));
+    // Longer than the first word allowed, with several looks at idle connections in between.
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!((raw.ask(get("/long")).status, upstream.connections()), (200, 1));
+}
+
+#[test]
 fn the_upstreams_keep_alive_is_undercut() {
     let upstream = Upstream::serve(|_, conn| conn.answer(200, "keep-alive: timeout=1\r\n", "ok"));
     let gateway = Gateway::to(upstream.address, "");
