@@ -140,7 +140,7 @@ pub struct Retry {
     pub attempts: u32,
     /// What is retried: `connect`, `reset`, `timeout`, or a status such as `503`.
     pub when: Vec<RetryOn>,
-    /// Longest single attempt.
+    /// Longest single attempt, not counting the upload of the request.
     pub per_try_timeout: Option<Duration>,
     /// Base of the jittered wait between tries.
     pub backoff: Duration,

@@ -15,7 +15,7 @@ use crate::http::headers::Survey;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::attempt::{Attempt, FailKind};
 use crate::upstream::body::UpstreamBody;
-use crate::upstream::call::{Call, Over, Trace};
+use crate::upstream::call::{Call, Deadline, Over, Trace};
 use crate::upstream::connect::{ConnectError, Sender};
 use crate::upstream::failure::{Failure, source, wrong};
 use crate::upstream::pool::Lease;
@@ -110,7 +110,7 @@ async fn attempt(
     let endpoint = Arc::clone(attempt.endpoint());
     trace.attempts += 1;
     trace.endpoint = Some(Arc::clone(&endpoint.id));
-    let per_try = call.retry.and_then(|policy| policy.per_try_timeout).map(|timeout| picked + timeout);
+    let per_try = call.retry.and_then(|policy| policy.per_try_timeout).map(|span| Deadline::Attempt { picked, span });
     let outcome = on_endpoint(&endpoint, call, upstream.connect_timeout, picked, per_try).await;
     let now = Instant::now();
     let elapsed = now.saturating_duration_since(picked);
@@ -200,7 +200,7 @@ async fn on_endpoint(
     call: &mut Call<'_>,
     connect_timeout: Duration,
     picked: Instant,
-    per_try: Option<Instant>,
+    per_try: Option<Deadline>,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let mut lease = endpoint.pool.checkout(call.worker, picked);
     loop {
@@ -255,7 +255,7 @@ fn was_closed(failure: &Failure, error: &hyper::Error) -> bool {
 pub(super) const NO_ROOM: Failure = Failure::new(Reason::Overloaded, "All connections to the upstream are in use.");
 
 /// Opens a connection; where no more may be open, waits for one up to `timeout`.
-async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, per_try: Option<Instant>) -> Result<Lease, Failure> {
+async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, per_try: Option<Deadline>) -> Result<Lease, Failure> {
     let addresses = endpoint.state.addresses();
     let pool = &endpoint.pool;
     let give_up = Instant::now() + timeout;
@@ -273,9 +273,10 @@ async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, p
         if let Some(lease) = pool.borrow(call.worker) {
             return Ok(lease);
         }
-        let until = per_try.map_or(give_up, |per_try| per_try.min(give_up));
+        let per_try_end = per_try.and_then(|per_try| call.limit.end_of(per_try, Instant::now()));
+        let until = per_try_end.map_or(give_up, |end| end.min(give_up));
         match wait_for(pool.wait_for_room(), call, until).await {
-            Err(failure) if failure == NO_ROOM && per_try.is_some_and(|per_try| Instant::now() >= per_try) => {
+            Err(failure) if failure == NO_ROOM && per_try_end.is_some_and(|end| Instant::now() >= end) => {
                 return Err(Over::PerTry.failure());
             }
             waited => waited?,
@@ -292,7 +293,7 @@ pub(super) async fn wait_for(room: impl Future<Output = bool>, call: &Call<'_>, 
     if Instant::now() >= give_up {
         return Err(NO_ROOM);
     }
-    match call.limit.run(Some(give_up), room).await {
+    match call.limit.run(Some(Deadline::At(give_up)), room).await {
         Ok(true) => {
             // Whoever is about to free a connection may be on this very thread.
             tokio::task::yield_now().await;

@@ -181,6 +181,39 @@ fn a_slow_try_is_given_up_for_another() {
 }
 
 #[test]
+fn a_try_is_not_given_up_while_the_client_uploads() {
+    let upstream = Upstream::echo();
+    for attempts in [0, 1] {
+        let retry = format!("retry: {{ attempts: {attempts}, when: [timeout], per_try_timeout: 150ms, backoff: 1ms }}");
+        let gateway = Gateway::to(upstream.address, &retry);
+        let before = upstream.count();
+        let mut raw = gateway.connect();
+        raw.send("PUT / HTTP/1.1\r\nHost: site\r\nContent-Length: 5\r\n\r\nhel");
+        std::thread::sleep(Duration::from_millis(400));
+        let answer = raw.ask("lo");
+        assert_eq!((answer.status, answer.json()["body"].as_str()), (200, Some("hello")));
+        assert_eq!(upstream.count(), before + 1);
+    }
+}
+
+#[test]
+fn a_try_is_given_up_in_its_time_after_the_upload() {
+    let slow = Upstream::serve(|_, conn| {
+        conn.wait_end();
+        Then::Close
+    });
+    let gateway = Gateway::to(slow.address, "timeout: 5s\nretry: { attempts: 1, when: [timeout], per_try_timeout: 300ms, backoff: 1ms }");
+    let mut raw = gateway.connect();
+    raw.send("PUT / HTTP/1.1\r\nHost: site\r\nContent-Length: 5\r\n\r\nhel");
+    std::thread::sleep(Duration::from_millis(500));
+    let ended = Instant::now();
+    raw.ask("lo").refused(504, "upstream_timeout");
+    let took = ended.elapsed();
+    assert!((Duration::from_millis(580)..Duration::from_secs(3)).contains(&took), "two tries of 300 ms: {took:?}");
+    assert_eq!(slow.count(), 2);
+}
+
+#[test]
 fn all_tries_together_stay_within_the_timeout() {
     let slow = Upstream::serve(|_, conn| {
         conn.wait_end();
