@@ -82,6 +82,14 @@ impl Strategy {
         }
     }
 
+    /// Whether endpoints of more weight get more requests.
+    pub fn has_weights(&self) -> bool {
+        match self {
+            Self::Weighted | Self::LeastRequests | Self::ConsistentHash { .. } => true,
+            Self::RoundRobin | Self::P2c | Self::Random => false,
+        }
+    }
+
     /// Whether it needs to know the attempts in flight on all endpoints together.
     pub fn counts_all_in_flight(&self) -> bool {
         matches!(self, Self::ConsistentHash { bounded_load: Some(_), .. })

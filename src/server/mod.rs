@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::config::load::Source;
 use crate::config::problem::Report;
 use crate::config::server::Workers;
+use crate::discovery::Resolver;
 use crate::gateway::status::ReloadOutcome;
 use crate::gateway::{Middleware, Shared, compile};
 use crate::server::acceptor::Acceptor;
@@ -48,6 +49,8 @@ pub struct Options {
     pub inherited: Arc<Mutex<Vec<TcpListener>>>,
     /// Own steps in every route's chain, in order; see [`Middleware`].
     pub middleware: Vec<Arc<dyn Middleware>>,
+    /// Where the names of upstreams are looked up; without it as the system has it set up, see [`Dns`](crate::discovery::Dns).
+    pub resolver: Option<Arc<dyn Resolver>>,
 }
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -98,7 +101,7 @@ impl ControlThread {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             runtime.block_on(stopped.notified());
-            // Look-ups on blocking threads may take long; nobody waits for them any more.
+            // Files on blocking threads may take long; nobody waits for them any more.
             runtime.shutdown_background();
         })?;
         Ok(Self { handle, stop, thread: Some(thread) })

@@ -131,6 +131,11 @@ impl H1 {
         self.driver.is_some() && self.sender.is_ready()
     }
 
+    /// Whether it goes to an address that the endpoint still has.
+    pub fn is_wanted(&self) -> bool {
+        self.driver.as_ref().is_some_and(|driver| driver.1.is_wanted())
+    }
+
     /// Whether it is over.
     pub fn is_closed(&self) -> bool {
         self.driver.is_none() || self.sender.is_closed()
@@ -184,6 +189,15 @@ impl std::error::Error for TooManyInterim {}
 impl UpstreamIo {
     fn new(wire: Wire) -> Self {
         Self { wire, interim: 0, in_final: false, open: None }
+    }
+
+    /// The address at the other end.
+    fn peer(&self) -> Option<SocketAddr> {
+        match &self.wire {
+            Wire::Tcp(tcp) => tcp.peer_addr().ok(),
+            Wire::Tls(tls) => tls.get_ref().0.peer_addr().ok(),
+            Wire::Unix(_) => None,
+        }
     }
 
     /// Counts the interim heads at the start of what was read. Heads that are cut by the end of a read count once more or not at
@@ -325,6 +339,7 @@ impl Destination {
     /// [`ConnectError`]; the caller adds the timeout.
     pub async fn connect(&self, addresses: &[SocketAddr], open: OpenConnection) -> Result<Sender, ConnectError> {
         let io = self.open(addresses, false).await?;
+        open.reached(io.peer());
         let h2 = match (&io.wire, self.protocol) {
             (Wire::Tls(tls), Protocol::Auto) => crate::tls::negotiated(tls.get_ref().1) == Alpn::H2,
             (Wire::Tls(tls), Protocol::H2) => {

@@ -19,6 +19,7 @@ pub mod failure;
 mod flow;
 mod frames;
 pub mod handshake;
+mod names;
 pub mod pool;
 pub mod retry;
 mod set;
@@ -28,6 +29,7 @@ pub mod status;
 mod tests;
 pub mod tunnel;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -46,6 +48,7 @@ use crate::config::upstream as config;
 use crate::health::breaker::Verdict;
 use crate::health::outlier;
 use crate::units::Selector;
+use endpoint::LastCheck;
 use pool::EndpointPool;
 use set::Set;
 
@@ -67,13 +70,15 @@ pub struct Upstream {
     rules: Rules,
     strategy: Strategy,
     selectors: Vec<Selector>,
-    discover: Option<Discover>,
+    discover: Option<names::Discover>,
     make_pool: MakePool,
     snapshot: u64,
     this: Weak<Upstream>,
     /// All endpoints; the lock is held while a set is built from them.
     members: Mutex<Members>,
     set: ArcSwap<Set>,
+    /// The last look-up of each name.
+    lookups: Mutex<BTreeMap<String, LastCheck>>,
 }
 
 /// What decides availability.
@@ -84,15 +89,6 @@ struct Rules {
     slow_start: Duration,
     panic_threshold: f64,
     breaker: bool,
-}
-
-/// A name whose addresses are endpoints.
-#[derive(Clone, Debug)]
-struct Discover {
-    tls: bool,
-    name: String,
-    port: u16,
-    refresh: Duration,
 }
 
 /// What an endpoint knows about its upstream.
@@ -218,6 +214,10 @@ impl Upstream {
 
     fn lock_members(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_lookups(&self) -> MutexGuard<'_, BTreeMap<String, LastCheck>> {
+        self.lookups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The set that holds at `now`.

@@ -4,9 +4,11 @@
 //! open connections is shared, and it changes only when one is opened or closed, so a request on a kept connection touches
 //! nothing that another worker writes.
 
+mod moved;
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
@@ -16,6 +18,7 @@ use crate::config;
 use crate::http::body::RequestBody;
 use crate::telemetry::metrics::EndpointMetrics;
 use crate::upstream::connect::{ConnectError, Destination, H1, Sender};
+use moved::Moved;
 
 /// How long a connection may take to become ready again after its response ended, before it is closed: the upstream may have
 /// answered without reading the request body, and such a connection never becomes ready.
@@ -41,6 +44,7 @@ pub struct EndpointPool {
     waiting: AtomicUsize,
     /// What the last connection spoke.
     spoken: AtomicU8,
+    moved: Moved,
     metrics: Arc<EndpointMetrics>,
 }
 
@@ -86,6 +90,8 @@ struct Streams {
     open: AtomicUsize,
     /// As many as the upstream allows; its driver keeps it up to date.
     max: AtomicUsize,
+    /// The address that was reached.
+    peer: OnceLock<SocketAddr>,
 }
 
 /// Counts an open connection as long as it lives.
@@ -150,6 +156,7 @@ impl EndpointPool {
             shards: (0..workers.max(1)).map(|_| Shard::default()).collect(),
             freed: Notify::new(),
             waiting: AtomicUsize::new(0),
+            moved: Moved::default(),
             metrics,
         }
     }
@@ -324,7 +331,7 @@ impl EndpointPool {
         }
         self.metrics.connection_opened(worker);
         // The peer's settings say how many.
-        let streams = Arc::new(Streams { open: AtomicUsize::new(0), max: AtomicUsize::new(0) });
+        let streams = Arc::new(Streams { open: AtomicUsize::new(0), max: AtomicUsize::new(0), peer: OnceLock::new() });
         Some(OpenConnection { pool: Arc::clone(self), worker, streams })
     }
 
@@ -383,8 +390,9 @@ impl EndpointPool {
     }
 
     fn give_back(&self, connection: H1, worker: usize, since: Instant) {
+        let wanted = connection.is_wanted();
         let mut kept = self.shard(worker);
-        if kept.idle.len() < self.max_idle {
+        if wanted && kept.idle.len() < self.max_idle {
             kept.idle.push(Idle { connection, since });
             drop(kept);
         } else {
@@ -470,24 +478,5 @@ impl Lease {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{At, Problems, upstream::Protocol};
-    use crate::upstream::EndpointSpec;
-
-    #[test]
-    fn a_learned_idle_timeout_follows_the_upstream_and_goes_with_its_last_connection() {
-        let spec = EndpointSpec::parse("http://127.0.0.1:1", 1, &At::default(), &mut Problems::default()).unwrap();
-        let metrics = crate::telemetry::metrics::Metrics::new(1, "", "").endpoint("u", "e");
-        let destination = Destination::new(&spec, None, Protocol::Auto);
-        let pool = Arc::new(EndpointPool::new(1, destination, &config::upstream::Pool::default(), metrics));
-        let holds = || pool.idle_timeout.load(Relaxed);
-        let connection = pool.reserve(0, false).unwrap();
-        for (theirs, ours) in [(5, 4_000), (30, 29_000), (1, 500), (3_600, 60_000), (5, 4_000)] {
-            pool.learn_idle_timeout(Duration::from_secs(theirs));
-            assert_eq!(holds(), ours, "of {theirs} s");
-        }
-        drop(connection);
-        assert_eq!(holds(), 60_000, "as configured");
-    }
-}
+#[path = "pool_tests.rs"]
+mod tests;

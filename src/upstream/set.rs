@@ -34,10 +34,14 @@ impl Set {
     }
 
     pub fn build(members: Members, generation: u64, now: Instant, rules: &Rules, strategy: &Strategy, old: Option<&Self>) -> Self {
-        let available = members.iter().filter(|endpoint| rules.available(endpoint, now)).count();
-        let panic = rules.panic_threshold > 0.0 && (available as f64) < rules.panic_threshold * members.len() as f64 - 1e-9;
+        // The lowest priority of which any is available (RFC 2782); the others do not count. Most upstreams have just one.
+        let priority = members.iter().filter(|endpoint| rules.available(endpoint, now)).map(|endpoint| endpoint.priority).min();
+        let counts = |endpoint: &&Arc<Endpoint>| priority.is_none_or(|priority| endpoint.priority == priority);
+        let available = members.iter().filter(counts).filter(|endpoint| rules.available(endpoint, now)).count();
+        let all_that_count = members.iter().filter(counts).count();
+        let panic = rules.panic_threshold > 0.0 && (available as f64) < rules.panic_threshold * all_that_count as f64 - 1e-9;
         let can_serve = |endpoint: &&Arc<Endpoint>| {
-            if panic { endpoint.weight > 0 && endpoint.is_resolved() } else { rules.available(endpoint, now) }
+            counts(endpoint) && if panic { endpoint.weight > 0 && endpoint.is_resolved() } else { rules.available(endpoint, now) }
         };
         let usable: Vec<Arc<Endpoint>> = members.iter().filter(can_serve).cloned().collect();
         let factors: Vec<f64> = usable.iter().map(|endpoint| rules.factor(endpoint, now)).collect();

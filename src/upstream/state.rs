@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::budget::RetryBudget;
 use super::endpoint::{EndpointSpec, EndpointState};
+use super::names::Discover;
 use crate::balance::Turn;
 use crate::balance::hash::TableCache;
+use crate::discovery::Found;
 use crate::health::breaker::Breaker;
 
 /// Hears of changes; the metrics and the log stand behind it. Called from any thread, must not block.
@@ -64,6 +66,8 @@ pub struct UpstreamState {
     pub(super) tables: TableCache,
     /// States of endpoints that some snapshot still holds.
     endpoints: Mutex<HashMap<Arc<str>, Weak<EndpointState>>>,
+    /// What discovery last found, for the next snapshot.
+    discovered: Mutex<Option<(Discover, Vec<Found>)>>,
 }
 
 impl std::fmt::Debug for UpstreamState {
@@ -89,12 +93,24 @@ impl UpstreamState {
             announced: Mutex::default(),
             tables: TableCache::default(),
             endpoints: Mutex::default(),
+            discovered: Mutex::default(),
         })
     }
 
     /// The retry budget.
     pub fn budget(&self) -> &RetryBudget {
         &self.budget
+    }
+
+    /// Keeps what was found.
+    pub(super) fn remember(&self, discover: &Discover, found: Vec<Found>) {
+        *self.discovered.lock().unwrap_or_else(PoisonError::into_inner) = Some((discover.clone(), found));
+    }
+
+    /// What was last found for `discover`; nothing if something else was asked for.
+    pub(super) fn remembered(&self, discover: &Discover) -> Vec<Found> {
+        let discovered = self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
+        discovered.as_ref().filter(|(asked, _)| asked.is_same_source(discover)).map(|(_, found)| found.clone()).unwrap_or_default()
     }
 
     pub(super) fn generation(&self) -> u64 {

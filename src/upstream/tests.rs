@@ -9,7 +9,7 @@ use super::pool::EndpointPool;
 use super::{Attempt, FailKind, MakePool, Observer, PickArgs, PickError, Unobserved, Upstream, UpstreamState};
 use crate::config::upstream::{self as config, Balance, Endpoint, Health, Outlier};
 use crate::config::{At, Problems};
-use crate::discovery::{Lookup, Resolver};
+use crate::discovery::{Answer, Found, Lookup, Question, Resolver};
 use crate::units::{Percent, Setting};
 
 const MS: Duration = Duration::from_millis(1);
@@ -311,9 +311,15 @@ impl Names {
 }
 
 impl Resolver for Names {
-    fn lookup(&self, _: &str, _: u16) -> Lookup {
-        let held = self.0.lock().expect("no panic").clone();
-        Box::pin(async move { Ok(held) })
+    fn lookup(&self, _: &Question) -> Lookup {
+        let found = self
+            .0
+            .lock()
+            .expect("no panic")
+            .iter()
+            .map(|address| Found { address: *address, weight: 1, priority: 0, target: "".into() })
+            .collect();
+        Box::pin(async move { Ok(Answer { found, ttl: Duration::MAX, missing: Vec::new() }) })
     }
 }
 
