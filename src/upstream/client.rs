@@ -19,6 +19,7 @@ use crate::upstream::call::{Call, Deadline, Over, Trace};
 use crate::upstream::connect::{ConnectError, Sender};
 use crate::upstream::failure::{Failure, source, wrong};
 use crate::upstream::pool::Lease;
+use crate::upstream::restart::Comeback;
 use crate::upstream::retry::{Retriable, RetryAfter, RetryPolicy, retry_after};
 use crate::upstream::{Endpoint, PickArgs, PickError, Upstream};
 
@@ -111,7 +112,17 @@ async fn attempt(
     trace.attempts += 1;
     trace.endpoint = Some(Arc::clone(&endpoint.id));
     let per_try = call.retry.and_then(|policy| policy.per_try_timeout).map(|span| Deadline::Attempt { picked, span });
-    let outcome = on_endpoint(&endpoint, call, upstream.connect_timeout, picked, per_try).await;
+    let mut outcome = on_endpoint(&endpoint, call, upstream.connect_timeout, picked, per_try).await;
+    if let Err(failure) = &outcome
+        && let Some(mut comeback) = Comeback::of(upstream, &endpoint, call, failure)
+    {
+        while Box::pin(comeback.wait(call, per_try)).await {
+            outcome = Box::pin(on_endpoint(&endpoint, call, upstream.connect_timeout, picked, per_try)).await;
+            if !comeback.goes_on(outcome.as_ref().err()) {
+                break;
+            }
+        }
+    }
     let now = Instant::now();
     let elapsed = now.saturating_duration_since(picked);
     trace.upstream_time = Some(elapsed);
@@ -262,7 +273,10 @@ async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, p
     loop {
         match call.limit.run(per_try, pool.connect(call.worker, &addresses, timeout)).await {
             Err(over) => return Err(over.failure()),
-            Ok(Some(Ok(lease))) => return Ok(lease),
+            Ok(Some(Ok(lease))) => {
+                endpoint.state.reach.took();
+                return Ok(lease);
+            }
             Ok(Some(Err(error))) => {
                 tracing::debug!(endpoint = &*endpoint.id, %error, "no connection");
                 return Err(Failure::of_connect(&error));

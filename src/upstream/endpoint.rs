@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 
 use super::pool::EndpointPool;
+use super::restart::Reach;
 use super::state::UpstreamState;
 use super::{Links, Upstream};
 use crate::balance::clock;
@@ -238,6 +239,8 @@ pub struct EndpointState {
     pub ewma: Ewma,
     /// Row of failed attempts and ejection.
     pub(super) row: Row,
+    /// Whether it takes connections.
+    pub(super) reach: Reach,
     verdict: AtomicU8,
     /// Whether observers were last told that it is available: 0 never told, 1 no, 2 yes.
     pub(super) told: AtomicU8,
@@ -260,6 +263,7 @@ impl EndpointState {
             in_flight: AtomicU32::new(0),
             ewma: Ewma::starting_at(ewma, now),
             row: Row::default(),
+            reach: Reach::default(),
             verdict: AtomicU8::new(Verdict::Unchecked as u8),
             told: AtomicU8::new(0),
             since: AtomicU64::new(added.map_or(0, clock::nanos)),

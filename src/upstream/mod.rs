@@ -21,6 +21,7 @@ mod frames;
 pub mod handshake;
 mod names;
 pub mod pool;
+mod restart;
 pub mod retry;
 mod set;
 pub mod state;
@@ -205,6 +206,11 @@ impl Upstream {
     /// The endpoints that a pick can choose from at `now`.
     pub fn usable(&self, now: Instant) -> Vec<Arc<Endpoint>> {
         self.current(now).usable.clone()
+    }
+
+    /// Whether `endpoint` is the only one that a pick can choose at `now`.
+    fn is_alone(&self, endpoint: &Endpoint, now: Instant) -> bool {
+        matches!(&*self.current(now).usable, [only] if Arc::ptr_eq(&only.state, &endpoint.state))
     }
 
     /// Brings availability up to date without a pick, so that observers hear of ejections that ended.

@@ -74,10 +74,20 @@ impl RetryPolicy {
         !self.statuses.is_empty()
     }
 
+    /// Wait before a connection that was refused is asked for again, `number` from 1: half to all of the longest wait before a retry, and long
+    /// enough not to be busy.
+    pub fn wait_at_least(&self, number: u32, random: u64) -> Duration {
+        let half = (self.longest_wait(number) / 2).max(Duration::from_millis(5));
+        half + half.mul_f64((random >> 11) as f64 / (1u64 << 53) as f64)
+    }
+
+    fn longest_wait(&self, number: u32) -> Duration {
+        self.backoff.saturating_mul(1 << number.saturating_sub(1).min(10)).min(self.backoff * 10)
+    }
+
     /// Wait before retry `number` (from 1): random in 0 … `backoff`·2^(n−1), at most 10 × `backoff` ("full jitter").
     pub fn wait(&self, number: u32, random: u64) -> Duration {
-        let most = self.backoff.saturating_mul(1 << number.saturating_sub(1).min(10)).min(self.backoff * 10);
-        let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
+        let nanos = u64::try_from(self.longest_wait(number).as_nanos()).unwrap_or(u64::MAX);
         if nanos == 0 { Duration::ZERO } else { Duration::from_nanos(random % (nanos + 1)) }
     }
 }
@@ -152,6 +162,17 @@ mod tests {
         assert!(longest(1) <= Duration::from_millis(25) && longest(1) > Duration::from_millis(20));
         assert!(longest(2) <= Duration::from_millis(50) && longest(2) > Duration::from_millis(40));
         assert!(longest(20) <= Duration::from_millis(250) && longest(20) > Duration::from_millis(200));
+    }
+
+    #[test]
+    fn a_refused_connection_is_asked_for_again_after_half_the_wait_at_least_and_never_busily() {
+        let policy = policy(vec![RetryOn::Connect]);
+        for (number, longest) in [(1, 25), (2, 50), (20, 250)] {
+            let longest = Duration::from_millis(longest);
+            assert!(policy.wait_at_least(number, 0) == longest / 2 && policy.wait_at_least(number, u64::MAX) <= longest);
+        }
+        let eager = RetryPolicy::new(&Retry { backoff: units::Duration::from_millis(0), ..Retry::default() });
+        assert_eq!(eager.wait_at_least(1, 0), Duration::from_millis(5));
     }
 
     #[test]
