@@ -170,7 +170,17 @@ impl Upstream {
             position = set.balancer.pick(&self.state.turn, &View { tried: &[], ..fresh }, &ask);
         }
         let endpoint = position.and_then(|position| set.usable.get(position)).ok_or(PickError::Full)?;
-        Ok(Attempt::new(endpoint.clone(), bounded))
+        let attempt = Attempt::new(endpoint.clone(), bounded);
+        set.load_changed(endpoint, args.now);
+        Ok(attempt)
+    }
+
+    /// An attempt on `endpoint` is over.
+    fn attempt_ended(&self, endpoint: &Endpoint) {
+        let set = self.set.load();
+        if set.balancer.ranks() {
+            set.load_changed(endpoint, Instant::now());
+        }
     }
 
     /// Asks the breaker before an attempt; always passes without `breaker: adaptive`. `random` is uniform over all of `u64`.
@@ -245,7 +255,8 @@ impl Upstream {
         if old.holds(generation, now) && Arc::ptr_eq(&old.members, members) {
             return;
         }
-        let new = Arc::new(Set::build(Arc::clone(members), generation, now, &self.rules, &self.strategy, Some(&old)));
+        let new = Arc::new(Set::build(Arc::clone(members), generation, now, &self.rules, &self.strategy, &self.state.turn, Some(&old)));
+        self.state.ranks.store(new.balancer.ranks(), Ordering::Relaxed);
         self.set.store(new.clone());
         self.tell(&new, now);
     }

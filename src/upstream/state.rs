@@ -1,7 +1,7 @@
 //! What an upstream keeps over reloads, and who is told when it changes.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,8 @@ pub struct UpstreamState {
     budget: RetryBudget,
     /// Attempts in flight on all endpoints; counted only while `bounded_load` needs it.
     pub(super) in_flight: AtomicU32,
+    /// Whether the balancer wants to hear of attempts that end.
+    pub(super) ranks: AtomicBool,
     /// Grows whenever availability may have changed; sets built from an older number are built again.
     generation: AtomicU64,
     /// Number of the snapshot that serves: only that one tells the observer.
@@ -86,6 +88,7 @@ impl UpstreamState {
             breaker: Breaker::default(),
             budget: RetryBudget::default(),
             in_flight: AtomicU32::new(0),
+            ranks: AtomicBool::new(false),
             generation: AtomicU64::new(1),
             serving: AtomicU64::new(0),
             snapshots: AtomicU64::new(0),

@@ -227,6 +227,25 @@ fn weight_zero_gets_nothing() {
 }
 
 #[test]
+fn the_least_loaded_of_many_is_picked_also_when_others_have_ended_or_it_comes_back() {
+    let urls: Vec<String> = (0..50).map(|n| format!("http://10.0.0.{n}")).collect();
+    let endpoints: Vec<(&str, u32)> = urls.iter().map(|url| (&**url, 1)).collect();
+    let config = config::Upstream { balance: Balance::LeastRequests, ..written(&endpoints) };
+    let (upstream, now) = (compile(&config), Instant::now());
+    let mut held: Vec<Attempt> = (0..200).map(|_| pick(&upstream, now).expect("picks")).collect();
+    let loads = || upstream.endpoints().iter().map(|endpoint| endpoint.state.in_flight()).collect::<Vec<_>>();
+    assert_eq!(loads(), vec![4; 50]);
+    let ended = held.remove(77).endpoint().index;
+    assert_eq!(pick(&upstream, now).expect("picks").endpoint().index, ended);
+    for attempt in held.iter().filter(|attempt| attempt.endpoint().index == 7).take(1) {
+        (0..5).for_each(|_| attempt.failed(now, MS, FailKind::Connect));
+    }
+    held.extend((0..51).map(|_| pick(&upstream, now).expect("picks")));
+    assert_eq!(loads()[7], 4, "it was out");
+    assert_eq!(pick(&upstream, now + Duration::from_secs(31)).expect("picks").endpoint().index, 7);
+}
+
+#[test]
 fn an_endpoint_that_comes_back_starts_slowly() {
     let config = config::Upstream { slow_start: crate::units::Duration::from_secs(10), ..four() };
     let (upstream, now) = (compile(&config), Instant::now());
