@@ -1,4 +1,4 @@
-//! Waiting for an endpoint that is being restarted.
+//! Waiting for the only endpoint while it is being restarted.
 //!
 //! An endpoint that took connections a moment ago and refuses them now is probably being restarted. Where a request has nowhere else to go,
 //! it waits for that within `connect_timeout`, which counts from the first refusal for all requests: an endpoint that stays away costs its

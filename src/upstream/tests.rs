@@ -246,6 +246,21 @@ fn the_least_loaded_of_many_is_picked_also_when_others_have_ended_or_it_comes_ba
 }
 
 #[test]
+fn p2c_starves_nobody_a_slow_endpoint_is_tried_again() {
+    let config = config::Upstream { balance: Balance::P2c, ..written(&[("http://10.0.0.1", 1), ("http://10.0.0.2", 1)]) };
+    let (upstream, start) = (compile(&config), Instant::now());
+    let mut slow = Vec::new();
+    for step in 0..1_200u32 {
+        let now = start + 100 * MS * step;
+        let attempt = pick(&upstream, now).expect("picks");
+        let took = if attempt.endpoint().index == 0 { 5_000 * MS } else { 10 * MS };
+        attempt.succeeded(now, took);
+        slow.extend((attempt.endpoint().index == 0).then_some(step / 10));
+    }
+    assert!((2..=10).contains(&slow.len()), "in two minutes, at these seconds: {slow:?}");
+}
+
+#[test]
 fn an_endpoint_that_comes_back_starts_slowly() {
     let config = config::Upstream { slow_start: crate::units::Duration::from_secs(10), ..four() };
     let (upstream, now) = (compile(&config), Instant::now());

@@ -331,10 +331,12 @@ fn an_endpoint_is_ejected_and_returns() {
     let endpoint = gateway.admin_get("/upstreams").json()["upstreams"][0]["endpoints"][0].clone();
     assert_eq!(endpoint["state"], "ejected");
     assert!(endpoint["ejected_until"].is_string());
+    assert_eq!((endpoint["why"].as_str(), endpoint["ejections"].as_u64()), (Some("3 failed attempts in a row"), Some(1)));
     broken.store(false, SeqCst);
     eventually("it is back", || (raw.ask(get("/")).text() == "flaky").then_some(()));
     let endpoint = gateway.admin_get("/upstreams").json()["upstreams"][0]["endpoints"][0].clone();
     assert_eq!((endpoint["state"].as_str(), endpoint["consecutive_errors"].as_u64()), (Some("healthy"), Some(0)));
+    assert_eq!((&endpoint["why"], endpoint["ejections"].as_u64()), (&serde_json::Value::Null, Some(1)));
     gateway.metric_becomes(&format!("gateway_upstream_ejections_total{{upstream=\"up\",endpoint=\"http://{}\"}}", flaky.address), 1.0);
 }
 

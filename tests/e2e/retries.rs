@@ -305,6 +305,33 @@ fn retries_in_a_total_outage_stay_within_the_budget() {
 }
 
 #[test]
+fn attempts_on_an_upstream_that_is_gone_stay_within_the_budget() {
+    let mut upstream = Upstream::text("ok");
+    let yaml = "
+        upstreams: { up: { endpoints: [http://@0], connect_timeout: 200ms } }
+        routes: [{ match: /*, upstream: up, retry: { attempts: 3, backoff: 1ms } }]";
+    let gateway = Gateway::new(yaml, &[upstream.address]);
+    assert_eq!(gateway.get("/").text(), "ok");
+    upstream.stop();
+    let (threads, each) = (8, 50);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut raw = gateway.connect();
+                for _ in 0..each {
+                    assert_eq!(raw.ask(get("/")).status, 502);
+                }
+            });
+        }
+    });
+    let requests = f64::from(threads * each);
+    let series = "gateway_upstream_requests_total{upstream=\"up\",endpoint=\"http://@0\",status=\"upstream_connect_failed\"}";
+    let attempts = gateway.metric(&series.replace("@0", &upstream.address.to_string()));
+    assert!((requests..=1.3 * requests).contains(&attempts), "{attempts} attempts for {requests} requests");
+    assert!(gateway.metric("gateway_retries_denied_total{upstream=\"up\"}") > 0.0);
+}
+
+#[test]
 fn the_keep_alive_race_never_surfaces_for_idempotent_requests() {
     // Every second request on a connection finds it closed, at the worst moment: after the request was read.
     let upstream = Upstream::serve(|request, conn| match conn.served {
