@@ -9,6 +9,7 @@ pub mod fetch;
 pub mod fields;
 pub mod grpc;
 pub mod grpc_web;
+pub mod h1;
 pub mod headers;
 pub mod problem;
 pub mod selector;
