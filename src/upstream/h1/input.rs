@@ -50,10 +50,15 @@ impl Input {
         if self.buffer.capacity() - self.buffer.len() < wanted / 2 {
             self.buffer.reserve(wanted);
         }
-        let room = self.buffer.capacity() - self.buffer.len();
-        let read = ready!(pin!(wire.read_buf(&mut self.buffer)).poll(cx))?;
-        self.full |= read == room;
-        Poll::Ready(Ok(read))
+        let Poll::Ready(read) = pin!(wire.read_buf(&mut self.buffer)).poll(cx) else {
+            // Nothing came: a body that stalls takes no memory.
+            if self.buffer.is_empty() {
+                self.buffer = BytesMut::new();
+            }
+            return Poll::Pending;
+        };
+        self.full = matches!(read, Ok(read) if read >= BLOCK);
+        Poll::Ready(read)
     }
 
     fn read_shared(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {

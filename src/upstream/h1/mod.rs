@@ -7,7 +7,8 @@
 
 mod input;
 mod output;
-
+#[cfg(test)]
+mod tests;
 mod tunnel;
 
 use std::fmt;

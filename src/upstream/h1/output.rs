@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use http::header::{CONTENT_LENGTH, HOST, TRAILER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName};
 use http_body::Body;
 use tokio::io::AsyncWrite;
@@ -99,15 +98,18 @@ impl Output {
         line(out, &[head.method.as_str().as_bytes(), b" ", head.target.as_bytes(), b" HTTP/1.1\r\nhost: ", head.host.as_bytes(), b"\r\n"]);
         let (mut length, mut trailer) = (false, false);
         for (name, value) in head.headers {
-            if *name == HOST || *name == TRANSFER_ENCODING {
-                continue;
+            let name = name.as_str();
+            // By length first: nearly every name is told apart by it.
+            match (name.len(), name) {
+                (4, "host") | (17, "transfer-encoding") => continue,
+                (14, "content-length") => {
+                    length = true;
+                    continue;
+                }
+                (7, "trailer") => trailer = true,
+                _ => {}
             }
-            if *name == CONTENT_LENGTH {
-                length = true;
-                continue;
-            }
-            trailer |= *name == TRAILER;
-            line(out, &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+            line(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
         }
         match self.framing {
             // A length of nothing is sent on, but not made up: most requests have no body, and none that says so.
@@ -237,6 +239,8 @@ impl Output {
         let wire = Pin::new(wire);
         let written = if self.data.is_empty() && self.back.is_empty() {
             wire.poll_write(cx, front)
+        } else if front.is_empty() && self.back.is_empty() {
+            wire.poll_write(cx, &self.data)
         } else {
             wire.poll_write_vectored(cx, &[IoSlice::new(front), IoSlice::new(&self.data), IoSlice::new(self.back)])
         };
