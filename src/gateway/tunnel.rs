@@ -11,16 +11,17 @@ use crate::http::Exchange;
 use crate::http::upgrade::Upgrading;
 use crate::upstream::Attempt;
 use crate::upstream::call::{Call, CallBody, Limit, Trace};
+use crate::upstream::h1::TunnelIo;
 use crate::upstream::handshake::{Opened, open_tunnel};
 use crate::upstream::tunnel::{Cause, TunnelOptions, run};
 
-/// Longest wait for both sides to switch after the 101: the client's side is switched once the 101 is written.
+/// Longest wait for the client's side to switch: it does once the 101 is written.
 const SWITCH: Duration = Duration::from_secs(10);
 
 /// A tunnel that begins when the 101 has gone out.
 pub struct Opening {
     client: Upgrading,
-    upstream: Upgrading,
+    upstream: TunnelIo,
     attempt: Attempt,
     idle_timeout: Option<Duration>,
     cut: tokio::sync::watch::Receiver<bool>,
@@ -60,9 +61,8 @@ pub(super) async fn open(
     note(cx, &trace);
     match opened.map_err(|failure| refusal_of(&failure))? {
         Opened::Response(response) => Ok(answer_of(response, cx, None)),
-        Opened::Tunnel(mut response, attempt) => {
-            let upstream = Upgrading::Http2(hyper::upgrade::on(&mut response));
-            let (mut parts, _) = response.into_parts();
+        Opened::Tunnel(response, attempt) => {
+            let (mut parts, upstream) = response.into_parts();
             parts.extensions.clear();
             crate::http::headers::remove_hop_by_hop(&mut parts.headers);
             parts.version = http::Version::HTTP_11;
@@ -85,8 +85,7 @@ impl Opening {
     pub(super) fn start(self, finish: Box<Finish>) {
         tokio::spawn(async move {
             let Self { client, upstream, attempt, idle_timeout, mut cut, hold } = self;
-            let both = async { (client.switched().await, upstream.switched().await) };
-            let Ok((Some(client), Some(upstream))) = tokio::time::timeout(SWITCH, both).await else {
+            let Ok(Some(client)) = tokio::time::timeout(SWITCH, client.switched()).await else {
                 finish.tunnel_ended(0, 0, Some(Reason::ClientClosed));
                 return;
             };

@@ -148,6 +148,15 @@ impl Decoder {
         }
     }
 
+    /// Takes the usual end of a chunked body if all of it is next in `buf`, so that the end is known with the last data.
+    pub fn end_if_here(&mut self, buf: &mut BytesMut) {
+        const END: &[u8] = b"\r\n0\r\n\r\n";
+        if matches!(self, Self::Chunked(Chunks { step: Step::DataCr, .. })) && buf.starts_with(END) {
+            buf.advance(END.len());
+            *self = Self::Done;
+        }
+    }
+
     /// The connection ended here.
     ///
     /// # Errors
