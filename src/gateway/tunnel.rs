@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Finish, Source};
 use crate::gateway::handle::{Answer, Context};
 use crate::gateway::route::Route;
 use crate::gateway::target::{Outgoing, UpstreamHandle, answer_of, note, refusal_of};
 use crate::http::Exchange;
+use crate::http::upgrade::Upgrading;
 use crate::upstream::Attempt;
 use crate::upstream::call::{Call, CallBody, Limit, Trace};
 use crate::upstream::h1::TunnelIo;
@@ -22,7 +20,7 @@ const SWITCH: Duration = Duration::from_secs(10);
 
 /// A tunnel that begins when the 101 has gone out.
 pub struct Opening {
-    client: OnUpgrade,
+    client: Upgrading,
     upstream: TunnelIo,
     attempt: Attempt,
     idle_timeout: Option<Duration>,
@@ -87,7 +85,7 @@ impl Opening {
     pub(super) fn start(self, finish: Box<Finish>) {
         tokio::spawn(async move {
             let Self { client, upstream, attempt, idle_timeout, mut cut, hold } = self;
-            let Ok(Ok(client)) = tokio::time::timeout(SWITCH, client).await else {
+            let Ok(Some(client)) = tokio::time::timeout(SWITCH, client.switched()).await else {
                 finish.tunnel_ended(0, 0, Some(Reason::ClientClosed));
                 return;
             };
@@ -105,7 +103,7 @@ impl Opening {
                 websocket: true,
                 meter: |_, _| {},
             };
-            let end = run(TokioIo::new(client), upstream, options).await;
+            let end = run(client, upstream, options).await;
             drop(attempt);
             drop(hold);
             if let Some(route) = &route {

@@ -11,10 +11,12 @@ pub mod grpc;
 pub mod grpc_web;
 pub mod h1;
 pub mod headers;
+pub mod incoming;
 pub mod problem;
 pub mod selector;
 pub mod target;
 pub mod template;
+pub mod upgrade;
 pub mod watched;
 pub mod websocket;
 
