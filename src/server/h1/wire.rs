@@ -322,5 +322,9 @@ impl Outbox {
             part.advance(step);
             written -= step;
         }
+        if self.piece.is_empty() {
+            // An empty slice would still hold the memory it came from, and whoever reads there could not use it again.
+            self.piece = Bytes::new();
+        }
     }
 }

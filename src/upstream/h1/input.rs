@@ -63,7 +63,8 @@ impl Input {
 
     fn read_shared(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut block = SHARED.take();
-        if block.capacity() < LEAST {
+        // All of it once nobody holds a slice of it any more, which is most times: memory that is still in the cache.
+        if !block.try_reclaim(BLOCK) && block.capacity() < LEAST {
             block = BytesMut::with_capacity(BLOCK);
         }
         let room = block.capacity();
