@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 /// The block. A slice that is kept keeps all of it, so it is not larger.
 pub const BLOCK: usize = 16 << 10;
 /// Least room for a read.
-const LEAST: usize = 4 << 10;
+pub const LEAST: usize = 4 << 10;
 
 thread_local! {
     static SHARED: Cell<BytesMut> = Cell::new(BytesMut::new());
