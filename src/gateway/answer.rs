@@ -12,14 +12,13 @@ use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::Reason;
-use crate::gateway::route::Route;
-use crate::gateway::snapshot::Snapshot;
+use crate::gateway::view::{RouteHandle, View};
 use crate::http::body::ClientBody;
 use crate::http::clock::{Clock, Phase};
 use crate::http::connection::ConnectionState;
 use crate::http::grpc_web;
 use crate::telemetry::access_log::Entry;
-use crate::upstream::body::UpstreamBody;
+use crate::upstream::body::{BodyError, UpstreamBody};
 
 /// Why a response body was cut; hyper closes the connection over it, or resets the stream with the code found here.
 #[derive(Debug)]
@@ -27,7 +26,7 @@ pub struct Cut(Option<h2::Error>);
 
 impl Cut {
     /// What an upstream's error means to the client: a reset passes on with its code.
-    pub fn by_upstream(error: &hyper::Error) -> Self {
+    pub fn by_upstream(error: &BodyError) -> Self {
         let mut cause = std::error::Error::source(error);
         while let Some(error) = cause {
             if let Some(reason) = error.downcast_ref::<h2::Error>().filter(|error| error.is_reset()).and_then(h2::Error::reason) {
@@ -206,9 +205,9 @@ pub struct Finish {
     /// The worker it ran on.
     pub worker: usize,
     /// The snapshot it ran on.
-    pub snapshot: Arc<Snapshot>,
+    pub snapshot: Arc<View>,
     /// Its route.
-    pub route: Option<Arc<Route>>,
+    pub route: Option<RouteHandle>,
     /// When its head was complete.
     pub started: Instant,
     /// Protocol version of the request.

@@ -14,8 +14,6 @@ use http::header::{ALLOW, CONNECTION, ORIGIN, REFERER, TRAILER, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request, response};
 use http_body::Body;
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Finish, Pending, ResponseBody, Source};
@@ -23,11 +21,14 @@ use crate::gateway::check::check;
 use crate::gateway::ending::Ending;
 use crate::gateway::route::Route;
 use crate::gateway::snapshot::Snapshot;
+use crate::gateway::view::{RouteHandle, View};
 use crate::http::body::ClientBody;
 use crate::http::client_addr::{client_address, unmap};
 use crate::http::clock::Clock;
 use crate::http::connection::ConnectionState;
 use crate::http::headers::{Survey, effective_scheme, make_request_id, request_id};
+use crate::http::incoming::Incoming;
+use crate::http::upgrade::Upgrading;
 use crate::http::websocket::WebSocket;
 use crate::http::{Connection, Exchange, Host, Params, Scheme, grpc, grpc_web, problem};
 use crate::middleware::cors::preflight_method;
@@ -42,7 +43,7 @@ pub struct Inbound {
     /// The worker the connection is on.
     pub worker: usize,
     /// The configuration the request runs on to its end.
-    pub snapshot: Arc<Snapshot>,
+    pub snapshot: Arc<View>,
     /// Facts about the connection.
     pub connection: Arc<Connection>,
     /// The clock of the connection (HTTP/1) or stream (HTTP/2).
@@ -51,12 +52,16 @@ pub struct Inbound {
     pub state: Option<Arc<ConnectionState>>,
     /// What its listener says of its end.
     pub ending: Arc<Ending>,
+    /// The byte stream of an HTTP/1 connection, for a request that asks for an upgrade.
+    pub upgrading: Option<Upgrading>,
+    /// Which special fields the request has, if that was seen when it was read.
+    pub survey: Option<Survey>,
 }
 
 /// What travels beside the [`Exchange`].
 pub struct Context<'a> {
     /// The configuration.
-    pub snapshot: &'a Arc<Snapshot>,
+    pub snapshot: &'a Arc<View>,
     /// The clock of the request.
     pub clock: Arc<Clock>,
     /// State of an HTTP/1 connection.
@@ -66,7 +71,9 @@ pub struct Context<'a> {
     /// The client's body, once someone reads it.
     pub body: Option<Arc<ClientBody>>,
     /// A WebSocket handshake.
-    pub websocket: Option<(WebSocket, OnUpgrade)>,
+    pub websocket: Option<(WebSocket, Upgrading)>,
+    /// The byte stream of an HTTP/1 connection, for a request that asks for an upgrade.
+    pub upgrading: Option<Upgrading>,
     /// Whether that handshake is an extended CONNECT.
     pub extended: bool,
     /// A gRPC-Web call.
@@ -139,7 +146,7 @@ enum Scope {
     /// `headers` and `cors` of `defaults`: no route.
     Fallback,
     /// The route's.
-    Route(Arc<Route>),
+    Route(RouteHandle),
 }
 
 type Outcomes = (Result<Answer, Box<Refusal>>, Scope);
@@ -155,13 +162,19 @@ pub async fn handle(inbound: Inbound, request: Request<Incoming>) -> Response<Re
     .await
 }
 
-fn internal_error(snapshot: &Snapshot) -> Response<ResponseBody> {
+/// The answer to bytes that are no request, of which there is nothing to route, to log or to count.
+pub fn refuse_unread(snapshot: &Snapshot, refusal: &Refusal) -> (response::Parts, Bytes) {
     let id = make_request_id(unix_ms());
-    let refusal = Refusal::new(Reason::Internal, "The gateway failed to handle this request.");
-    let (mut parts, bytes) = problem::response(&refusal, &id, false);
+    let (mut parts, bytes) = problem::response(refusal, &id, false);
     if let Some(name) = &snapshot.request_id {
         parts.headers.insert(name.clone(), id);
     }
+    (parts, bytes)
+}
+
+fn internal_error(snapshot: &Snapshot) -> Response<ResponseBody> {
+    let refusal = Refusal::new(Reason::Internal, "The gateway failed to handle this request.");
+    let (parts, bytes) = refuse_unread(snapshot, &refusal);
     Response::from_parts(parts, ResponseBody::unaccounted(bytes))
 }
 
@@ -178,7 +191,7 @@ async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<Respon
     let trusted = !snapshot.trusted.is_empty() && snapshot.trusted.contains(unmap(inbound.connection.peer.ip()));
     let mut ex = exchange(&inbound, &head, now, trusted);
     let pending = Pending::new(finish(&inbound, &ex, &head));
-    let seen = Survey::of(&head.headers);
+    let seen = inbound.survey.unwrap_or_else(|| Survey::of(&head.headers));
     let mut cx = Context {
         snapshot: &snapshot,
         clock: inbound.clock,
@@ -186,6 +199,7 @@ async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<Respon
         incoming: has_body.then_some(incoming),
         body: None,
         websocket: None,
+        upgrading: inbound.upgrading,
         extended: false,
         grpc_web: None,
         grpc: false,
@@ -332,7 +346,7 @@ fn find(
     headers: &HeaderMap,
     method: &Method,
     preflight: Option<&Method>,
-) -> Result<Arc<Route>, Box<Refusal>> {
+) -> Result<RouteHandle, Box<Refusal>> {
     let snapshot = cx.snapshot;
     let query = |method| Query { host: ex.host.name(), path: ex.target.path(), query: ex.target.query(), method, headers };
     if let Some(asked) = preflight

@@ -18,6 +18,7 @@ mod eyeballs;
 pub mod failure;
 mod flow;
 mod frames;
+pub mod h1;
 pub mod handshake;
 mod names;
 pub mod pool;
@@ -29,6 +30,7 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 pub mod tunnel;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
