@@ -323,6 +323,56 @@ fn a_half_close_is_passed_on_and_a_reset_closes_the_other_side() {
 }
 
 #[test]
+fn when_one_side_ends_the_other_is_told_at_once_and_closed_soon() {
+    // The upstream ends and the client stays.
+    let gone = Gate::new();
+    let over = gone.clone();
+    let upstream = Upstream::serve(move |request, conn| {
+        conn.write(switched(request, ""));
+        conn.write(b"\x81\x04last");
+        let _ = conn.socket.shutdown(std::net::Shutdown::Write);
+        conn.wait_end();
+        over.open();
+        Then::Close
+    });
+    let gateway = Gateway::to(upstream.address, "idle_timeout: 5m");
+    let mut raw = gateway.connect();
+    raw.send(handshake("/down", ""));
+    assert_eq!(raw.wire.answer_head().status, 101);
+    let begun = Instant::now();
+    assert_eq!(raw.rest().0, b"\x81\x04last");
+    assert!(begun.elapsed() < Duration::from_secs(1), "the end came late");
+    gone.pass();
+    gateway.metric_becomes("gateway_tunnels{route=\"all\"}", 0.0);
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    let line = gateway.logged("/down");
+    assert_eq!((line["complete"].as_bool(), line["bytes_out"].as_u64(), line.get("reason")), (Some(true), Some(6), None), "{line}");
+
+    // The client ends and the upstream stays.
+    let (told, hold) = (Gate::new(), Gate::new());
+    let (its, wait) = (told.clone(), hold.clone());
+    let upstream = Upstream::serve(move |request, conn| {
+        conn.write(switched(request, ""));
+        conn.wait_end();
+        its.open();
+        wait.pass();
+        Then::Close
+    });
+    let gateway = Gateway::to(upstream.address, "idle_timeout: 5m");
+    let mut raw = gateway.connect();
+    raw.send(handshake("/up", ""));
+    assert_eq!(raw.wire.answer_head().status, 101);
+    let begun = Instant::now();
+    raw.half_close();
+    told.pass();
+    assert!(begun.elapsed() < Duration::from_secs(1), "the end came late");
+    raw.assert_closed();
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    gateway.metric_becomes("gateway_tunnels{route=\"all\"}", 0.0);
+    hold.open();
+}
+
+#[test]
 fn tunnels_outlive_reloads_even_of_their_route() {
     let (address, thread) = server();
     let gateway = Gateway::to(address, "");
