@@ -41,8 +41,6 @@ const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Bytes of one stream that wait to be written.
 const SEND_BUFFER: usize = 64 << 10;
-/// HTTP/2 pings find dead peers.
-const PING: Duration = Duration::from_secs(30);
 /// hyper's own limit on heads is the backstop behind ours, which answers with a body.
 const BACKSTOP: usize = 2;
 /// hyper's own limit on the number of fields.
@@ -300,8 +298,8 @@ impl Session {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(u32::try_from(snapshot.max_header_size.saturating_mul(BACKSTOP)).unwrap_or(u32::MAX))
-            .keep_alive_interval(PING)
-            .keep_alive_timeout(PING / 2)
+            .keep_alive_interval(self.state.shared.http2_ping)
+            .keep_alive_timeout(self.state.shared.http2_ping / 2)
             .enable_connect_protocol();
         drop(snapshot);
         let mut watched = pin!(Watched::new(builder.serve_connection(TokioIo::new(io), service), Arc::clone(&clock)));
@@ -333,7 +331,8 @@ impl Session {
             }
             Some(End::Done(Err(error))) => {
                 tracing::debug!(%error, "HTTP/2 connection failed");
-                if !closed_by_peer(&error) {
+                // A client that answers no ping is gone, not wrong.
+                if !closed_by_peer(&error) && !error.is_timeout() {
                     self.listener.metrics.connection_error(self.worker, ConnectionError::BadRequest);
                 }
             }
