@@ -63,6 +63,7 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     listener.metrics.connection_opened(worker);
     let mut held = Held { open, per_ip: None, listener: Arc::clone(&listener), worker };
     let snapshot = state.snapshot.load_full();
+    let identity = listener.identity();
     let established = tokio::select! {
         biased;
         established = establish(tcp, peer, &listener, &snapshot, &state.per_ip) => established,
@@ -86,6 +87,7 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
         connection: Arc::new(established.connection),
         held: Arc::new(held),
         ending,
+        identity,
     };
     session.run(established.transport, established.h2, timeouts).await;
 }
@@ -171,6 +173,8 @@ struct Session {
     connection: Arc<Connection>,
     held: Arc<Held>,
     ending: Arc<Ending>,
+    /// Whether the listener's TLS is still the one that this connection began with.
+    identity: watch::Receiver<u64>,
 }
 
 impl Session {
@@ -303,12 +307,14 @@ impl Session {
             .enable_connect_protocol();
         drop(snapshot);
         let mut watched = pin!(Watched::new(builder.serve_connection(TokioIo::new(io), service), Arc::clone(&clock)));
-        let mut stages = self.stages();
+        let (mut stages, mut identity) = (self.stages(), self.identity.clone());
         let end = loop {
             tokio::select! {
                 biased;
                 end = &mut watched => break Some(end),
                 () = flood.notified() => break None,
+                // Who stays for weeks would never see a renewed certificate. Streams finish; those that cross the GOAWAY are still taken.
+                Ok(()) = identity.changed() => watched.as_mut().inner().graceful_shutdown(),
                 stage = next_stage(&mut stages) => match stage {
                     Stage::Serving => {}
                     Stage::Draining | Stage::Closing => watched.as_mut().inner().graceful_shutdown(),

@@ -182,6 +182,24 @@ async fn a_changed_certificate_is_used_from_the_next_handshake_on_and_old_connec
     assert!(client.get_ref().1.peer_certificates().unwrap()[0].to_vec() == old);
 }
 
+#[test]
+fn what_was_shown_is_superseded_when_it_is_gone_or_clients_are_verified_otherwise() {
+    let kit = Kit::new();
+    kit.issue_for("site", &["site.test"]);
+    kit.issue_for("other", &["other.test"]);
+    let before = kit.good_server(&listener(&["site"]));
+    let after = |config: &ListenerTls| kit.server(config, Some(&before)).0.unwrap().supersedes(&before);
+    assert!(!after(&listener(&["site"])));
+    assert!(!after(&listener(&["other", "site"])), "one more certificate");
+    assert!(after(&listener(&["other"])));
+    assert!(after(&verifying(&["site"], ClientAuth::Optional)));
+    kit.issue_for("site", &["site.test"]);
+    assert!(after(&listener(&["site"])), "renewed");
+    // A broken one keeps what there was.
+    kit.write("site.pem", "junk");
+    assert!(!after(&listener(&["site"])));
+}
+
 #[tokio::test]
 async fn a_broken_new_certificate_keeps_the_old_one_with_a_warning() {
     let kit = Kit::new();

@@ -9,8 +9,9 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::support::certs::{Authority, connect};
 use crate::support::client::get;
-use crate::support::h2::{Client, H2Upstream, grpc, message, reply};
-use crate::support::{Gateway, Raw, Upstream, block_on, eventually};
+use crate::support::frames::{HEAD, PREFACE, frame, frames};
+use crate::support::h2::{Client, H2Upstream, grpc, message, reply, request, whole};
+use crate::support::{Gate, Gateway, PATIENCE, Raw, Upstream, block_on, eventually};
 
 struct Site {
     yaml: String,
@@ -98,6 +99,72 @@ fn a_new_certificate_is_taken_without_a_restart_and_a_bad_one_is_not() {
     std::fs::copy(dir.join("other.key"), dir.join("site.key")).unwrap();
     site.gateway.reload(&site.yaml, &[]);
     assert_eq!(served(), Some(second));
+    assert_eq!(old.ask(get("/")).status, 200);
+}
+
+#[test]
+fn http2_clients_are_sent_on_when_the_certificate_they_saw_is_replaced() {
+    let (asked, go) = (Gate::new(), Gate::new());
+    let (its, wait) = (asked.clone(), go.clone());
+    let upstream = Upstream::serve(move |request, conn| {
+        if request.target == "/last" {
+            its.open();
+            wait.pass();
+        }
+        conn.ok("done")
+    });
+    let rest = format!("server: {{ workers: 1, timeouts: {{ drain: 200ms }} }}\n{}", Gateway::simple(""));
+    let site = site(&[("site", &["site"])], "", &rest, &[upstream.address]);
+    let (address, dir) = (site.gateway.address(), site.gateway.dir());
+    let config = site.authority.client(&["h2"], None);
+    block_on(async {
+        let mut client = Client::connect_tls(address, Arc::clone(&config), "site").await;
+        let (last, _) = client.start(request("GET", "/last", &[]), b"").await.unwrap();
+        tokio::task::spawn_blocking(move || asked.pass()).await.unwrap();
+        // Another change is none of its business.
+        site.gateway.reload_ok(&site.yaml.replace("name: all", "name: every"), &[upstream.address]);
+        for _ in 0..3 {
+            assert_eq!(client.get("/").await.text(), "done");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        site.authority.issue(&dir, "site", &["site"]);
+        site.gateway.reload_ok(&site.yaml, &[upstream.address]);
+        let end = Instant::now() + PATIENCE;
+        // What crosses the GOAWAY is taken; then nothing begins here any more.
+        while let Ok((response, _)) = client.start(request("GET", "/late", &[]), b"").await {
+            assert_eq!(whole(response.await.unwrap()).await.unwrap().text(), "done");
+            assert!(Instant::now() < end, "the client stays");
+        }
+        go.open();
+        assert_eq!(whole(last.await.unwrap()).await.unwrap().text(), "done");
+        // The connection ends by itself; what the client still writes at that moment may be lost.
+        let _ = client.driver.await.unwrap();
+        assert_eq!(Client::connect_tls(address, site.authority.client(&["h2"], None), "site").await.get("/").await.text(), "done");
+    });
+    site.gateway.metric_becomes("gateway_requests_in_flight", 0.0);
+}
+
+#[test]
+fn a_stream_that_crosses_the_goaway_of_a_new_certificate_is_answered() {
+    let site = site(&[("site", &["site"])], "", HERE, &[]);
+    let (mut raw, facts) = connect(site.gateway.address(), &site.authority.client(&["h2"], None), "site").unwrap();
+    assert_eq!(facts.alpn.as_deref(), Some("h2"));
+    raw.send([PREFACE, &frame(4, 0, 0, b"")].concat());
+    let (mut old, _) = connect(site.gateway.address(), &site.authority.client(&["http/1.1"], None), "site").unwrap();
+    site.authority.issue(&site.gateway.dir(), "site", &["site"]);
+    site.gateway.reload_ok(&site.yaml, &[]);
+    let until = |raw: &mut Raw, wanted: (u8, u32)| {
+        while !frames(&raw.wire.buffer).contains(&wanted) {
+            assert!(raw.wire.fill().unwrap() > 0, "no {wanted:?}");
+        }
+    };
+    until(&mut raw, (7, 0));
+    // No stream is refused yet: the last one is the highest there can be, and there is no error.
+    let goaway = [&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0][..]].concat();
+    assert!(raw.wire.buffer.windows(goaway.len()).any(|window| window == goaway), "{:?}", raw.wire.buffer);
+    raw.send(frame(1, 5, 1, HEAD));
+    until(&mut raw, (1, 1));
+    // HTTP/1.1 has no such word; its connections stay.
     assert_eq!(old.ask(get("/")).status, 200);
 }
 
