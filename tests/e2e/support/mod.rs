@@ -5,6 +5,7 @@ pub mod client;
 pub mod frames;
 pub mod gateway;
 pub mod h2;
+pub mod process;
 pub mod upstream;
 pub mod wire;
 
