@@ -64,9 +64,9 @@ impl tokio_stream::Stream for Outbox {
 
 /// A greeter: `unary` echoes, `server` counts, `client` adds up, `both` echoes one by one.
 #[derive(Clone)]
-struct Greeter {
+pub struct Greeter {
     /// Opens when a call was cancelled under the server.
-    cancelled: Gate,
+    pub cancelled: Gate,
     timeouts: Arc<Mutex<Vec<String>>>,
 }
 
@@ -190,15 +190,15 @@ impl Service<Request<Streaming<Vec<u8>>>> for Both {
 }
 
 /// A running tonic server.
-struct Server {
-    address: SocketAddr,
-    greeter: Greeter,
+pub struct Server {
+    pub address: SocketAddr,
+    pub greeter: Greeter,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Server {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
