@@ -3,9 +3,9 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
@@ -28,6 +28,7 @@ use crate::server::io::{ClientIo, Transport};
 use crate::server::listener::{Listener, Stage};
 use crate::server::per_ip::{Counted, PerIp};
 use crate::server::proxy_protocol;
+use crate::server::streams::{StreamExecutor, Streams};
 use crate::server::worker::{Accepted, Open, State};
 use crate::telemetry::metrics::ConnectionError;
 use crate::tls::{Alpn, client_certificate, negotiated, tls_version_word};
@@ -282,19 +283,17 @@ impl Session {
         let state = Arc::new(ConnectionState::new(Arc::clone(&clock)));
         let flood = Arc::new(Notify::new());
         let io = ClientIo::new(transport, prefix, state, Arc::clone(&self.listener.metrics), self.worker).h2(Arc::clone(&flood));
-        let streams =
-            StreamExecutor { connection: Arc::clone(&clock), next: Arc::default(), open: Arc::default(), tunnels: Arc::default() };
-        let (next, tunnels) = (Arc::clone(&streams.next), Arc::clone(&streams.tunnels));
-        let connection_clock = Arc::clone(&clock);
+        let streams = Streams::of(&clock);
         let service = service_fn(|request: Request<Incoming>| {
             let clock = Arc::new(Clock::new(Phase::Request, Instant::now(), timeouts));
-            *next.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&clock));
+            streams.expect(Arc::clone(&clock));
             let inbound = self.inbound(clock, None);
-            connection_clock.set_timeouts(inbound.snapshot.timeouts);
-            async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request).await) }
+            streams.clock().set_timeouts(inbound.snapshot.timeouts);
+            // Boxed before hyper hands it on by value several times, and gone once the head is out, however long the body goes on.
+            Box::pin(async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request).await) })
         });
         let snapshot = self.state.snapshot.load_full();
-        let mut builder = http2::Builder::new(streams);
+        let mut builder = http2::Builder::new(StreamExecutor::new(&streams));
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(snapshot.max_streams)
@@ -319,7 +318,7 @@ impl Session {
                     Stage::Serving => {}
                     Stage::Draining | Stage::Closing => watched.as_mut().inner().graceful_shutdown(),
                     Stage::Cut => {
-                        if tunnels.load(Relaxed) > 0 {
+                        if streams.has_tunnels() {
                             // Tunnels say goodbye to both sides through this connection.
                             let _ = tokio::time::timeout(GOODBYE, watched.as_mut().inner()).await;
                         }
@@ -390,61 +389,6 @@ async fn sniff(transport: &mut Transport) -> io::Result<Option<(bool, Vec<u8>)>>
         }
         if common == PREFACE.len() {
             return Ok(Some((true, bytes)));
-        }
-    }
-}
-
-/// Runs the streams of an HTTP/2 connection, each beside its own clock, and keeps the connection's clock: idle without streams.
-#[derive(Clone)]
-struct StreamExecutor {
-    connection: Arc<Clock>,
-    /// The clock of the request whose stream is about to be run: hyper calls the service and this executor one after the other.
-    next: Arc<Mutex<Option<Arc<Clock>>>>,
-    open: Arc<AtomicUsize>,
-    /// Of these, the tunnels.
-    tunnels: Arc<AtomicUsize>,
-}
-
-impl<F> hyper::rt::Executor<F> for StreamExecutor
-where
-    F: Future + Send + 'static,
-    F::Output: Send,
-{
-    fn execute(&self, future: F) {
-        let clock = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.open.fetch_add(1, Relaxed);
-        self.connection.enter(Phase::Tunnel, Instant::now());
-        let guard = StreamGuard { connection: Arc::clone(&self.connection), open: Arc::clone(&self.open) };
-        let Some(clock) = clock else {
-            // The driver of an upgraded stream (WebSocket): it has timers of its own, but the connection is in use.
-            let tunnels = Arc::clone(&self.tunnels);
-            tunnels.fetch_add(1, Relaxed);
-            tokio::spawn(async move {
-                let _guard = guard;
-                future.await;
-                tunnels.fetch_sub(1, Relaxed);
-            });
-            return;
-        };
-        let watched: Watched<Pin<Box<F>>, _> = Watched::new(Box::pin(future), clock);
-        tokio::spawn(async move {
-            let _guard = guard;
-            // A stream that is cut is reset when its future is dropped.
-            watched.await;
-        });
-    }
-}
-
-/// Notes the end of a stream.
-struct StreamGuard {
-    connection: Arc<Clock>,
-    open: Arc<AtomicUsize>,
-}
-
-impl Drop for StreamGuard {
-    fn drop(&mut self) {
-        if self.open.fetch_sub(1, Relaxed) == 1 {
-            self.connection.enter(Phase::Idle, Instant::now());
         }
     }
 }

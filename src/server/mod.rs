@@ -7,6 +7,7 @@ pub mod io;
 pub mod listener;
 pub mod per_ip;
 pub mod proxy_protocol;
+pub mod streams;
 pub mod worker;
 
 mod apply;

@@ -438,9 +438,7 @@ where
 {
     fn execute(&self, future: F) {
         if self.0.settled.load(Relaxed) {
-            tokio::spawn(async move {
-                future.await;
-            });
+            tokio::spawn(future);
             return;
         }
         let news = Arc::clone(&self.0);
