@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::support::h2::{self, Client, H2Upstream, grpc, message, reply};
-use crate::support::{Gate, Gateway, PATIENCE, Refused, Upstream, block_on};
+use crate::support::{Gate, Gateway, PATIENCE, Refused, Then, Upstream, block_on};
 
 /// Messages that are just bytes.
 #[derive(Clone, Copy, Default)]
@@ -448,6 +448,31 @@ fn a_call_without_a_status_never_ends_in_success() {
             assert_eq!((reply.status, reply.grpc_status()), (200, Some("13")), "{path}");
         }
     });
+}
+
+#[test]
+fn a_call_whose_upstream_connection_breaks_never_ends_in_success() {
+    use crate::support::frames::{PREFACE, frame, frames};
+    let upstream = Upstream::raw(|conn| {
+        conn.write(frame(4, 0, 0, b""));
+        while !frames(conn.wire.buffer.get(PREFACE.len()..).unwrap_or_default()).contains(&(1, 1)) {
+            assert!(conn.wire.fill().unwrap() > 0);
+        }
+        // 200, content-type: application/grpc; one message; then nothing.
+        conn.write(frame(1, 4, 1, &[b"\x88\x0f\x10\x10".as_slice(), b"application/grpc"].concat()));
+        conn.write(frame(0, 0, 1, &message(b"one")));
+        std::thread::sleep(Duration::from_millis(50));
+        Then::Close
+    });
+    let gateway = Gateway::new(ROUTE, &[upstream.address]);
+    block_on(async {
+        let mut raw = Client::connect(gateway.address()).await;
+        let reply = raw.ask(grpc("/broken", &[]), &message(b"x")).await.unwrap();
+        assert_eq!((reply.status, reply.body.as_slice()), (200, message(b"one").as_slice()));
+        assert!(reply.error.as_ref().is_some_and(::h2::Error::is_reset), "a clean end: {:?}", reply.trailers);
+        assert_eq!(reply.grpc_status(), None);
+    });
+    assert_eq!(gateway.logged("/broken")["reason"], "upstream_truncated");
 }
 
 #[test]

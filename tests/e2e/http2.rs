@@ -222,6 +222,69 @@ fn a_slow_reader_slows_the_upstream() {
     });
 }
 
+/// Uploads on `stream` as fast as it is let, until nothing more is taken for 300 ms; how much that was.
+async fn stuff(stream: &mut ::h2::SendStream<Bytes>, most: usize) -> usize {
+    let mut sent = 0;
+    while sent < most {
+        stream.reserve_capacity(16 * 1024);
+        let room = tokio::time::timeout(Duration::from_millis(300), std::future::poll_fn(|cx| stream.poll_capacity(cx))).await;
+        let Ok(room) = room else { break };
+        let chunk = vec![b'x'; room.unwrap().unwrap().min(16 * 1024)];
+        sent += chunk.len();
+        stream.send_data(chunk.into(), false).unwrap();
+    }
+    sent
+}
+
+#[test]
+fn an_upload_waits_for_the_upstream() {
+    const OFFERED: usize = 64 * 1024 * 1024;
+    let go = Gate::new();
+    let (wait, still) = (go.clone(), go.clone());
+    let slow = Upstream::raw(move |conn| {
+        let head = conn.wire.request_head().unwrap().unwrap();
+        if head.target == "/quick" {
+            return conn.ok("quick");
+        }
+        wait.pass();
+        Then::Reset
+    });
+    // This one does not even open its window.
+    let h2 = H2Upstream::serve(move |(request, mut respond)| {
+        let still = still.clone();
+        async move {
+            if request.uri().path() == "/quick" {
+                let mut stream = respond.send_response(http::Response::new(()), false).unwrap();
+                return stream.send_data(Bytes::from_static(b"quick"), true).unwrap();
+            }
+            let _body = request.into_body();
+            tokio::task::spawn_blocking(move || still.pass()).await.unwrap();
+        }
+    });
+    let yaml = "
+        server: { workers: 1, timeouts: { drain: 200ms } }
+        upstreams: { h1: { endpoints: [http://@0] }, h2: { endpoints: [http://@1], protocol: h2 } }
+        routes:
+          - { match: { host: one, prefix: / }, upstream: h1 }
+          - { match: { host: two, prefix: / }, upstream: h2 }";
+    let gateway = Gateway::new(yaml, &[slow.address, h2.address]);
+    block_on(async {
+        // HTTP/1.1 fills the kernel's buffers, HTTP/2 a window and what is on the way to it.
+        for (host, most) in [("one", 16 * 1024 * 1024), ("two", 1024 * 1024)] {
+            let to = |method: &str, path: &str| {
+                http::Request::builder().method(method).uri(format!("http://{host}{path}")).version(http::Version::HTTP_2).body(()).unwrap()
+            };
+            let mut client = Client::connect(gateway.address()).await;
+            let (_response, mut stream) = client.open(to("POST", "/up")).await.unwrap();
+            let sent = stuff(&mut stream, OFFERED).await;
+            assert!(sent > 0 && sent < most, "{host}: {sent} bytes were taken");
+            // The other streams of the connection have a window of their own.
+            assert_eq!(client.ask(to("GET", "/quick"), b"").await.unwrap().text(), "quick", "{host}");
+        }
+    });
+    go.open();
+}
+
 #[test]
 fn a_transfer_that_moves_is_not_idle() {
     let upstream = Upstream::serve(|request, conn| {
