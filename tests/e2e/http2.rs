@@ -8,7 +8,7 @@ use ::h2::Reason;
 use bytes::Bytes;
 use http::HeaderMap;
 
-use crate::support::client::get;
+use crate::support::client::{self, get};
 use crate::support::frames::{HEAD, PREFACE, frame, frames, raw, went_away};
 use crate::support::h2::{Client, H2Upstream, drain, reply, request, whole};
 use crate::support::{End, Gate, Gateway, PATIENCE, Raw, Then, Upstream, block_on, eventually};
@@ -590,6 +590,62 @@ fn raw_upstream(how: &'static str, tries: Arc<AtomicUsize>) -> std::net::SocketA
         });
     });
     address
+}
+
+#[test]
+fn an_upstream_that_says_goodbye_finishes_what_it_has_and_gets_nothing_more() {
+    let (go, left) = (Gate::new(), Gate::new());
+    let (wait, over) = (go.clone(), left.clone());
+    let served = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let its = Arc::clone(&served);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            for index in 0.. {
+                let Ok((socket, _)) = listener.accept().await else { return };
+                let (its, wait, over) = (Arc::clone(&its), wait.clone(), over.clone());
+                tokio::spawn(async move {
+                    let mut connection = ::h2::server::handshake(socket).await.unwrap();
+                    while let Some(Ok((request, mut respond))) = connection.accept().await {
+                        its.lock().unwrap().push((index, request.uri().path().to_owned()));
+                        if index == 0 {
+                            connection.graceful_shutdown();
+                        }
+                        let wait = wait.clone();
+                        tokio::spawn(async move {
+                            if index == 0 {
+                                tokio::task::spawn_blocking(move || wait.pass()).await.unwrap();
+                            }
+                            let mut stream = respond.send_response(http::Response::new(()), false).unwrap();
+                            stream.send_data(Bytes::from(format!("from {index}")), true).unwrap();
+                        });
+                    }
+                    if index == 0 {
+                        over.open();
+                    }
+                });
+            }
+        });
+    });
+    let gateway = Gateway::new(&h2_route(""), &[address]);
+    let mut first = gateway.connect();
+    first.send(get("/first"));
+    eventually("the first request is upstream", || (served.lock().unwrap().len() == 1).then_some(()));
+    // A request that crosses the GOAWAY may still be taken by the old connection; soon all go to the new one.
+    eventually("a new connection serves", || {
+        let mut next = gateway.connect();
+        next.send(client::request("POST", "/next", &[], ""));
+        let moved = eventually("it is upstream", || served.lock().unwrap().iter().rev().find(|(_, path)| path == "/next").cloned());
+        (moved.0 == 1).then(|| assert_eq!(next.read().text(), "from 1"))
+    });
+    assert_eq!(gateway.request("POST", "/more", &[], "x").text(), "from 1");
+    go.open();
+    assert_eq!(first.read().text(), "from 0");
+    left.pass();
 }
 
 #[test]

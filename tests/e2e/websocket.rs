@@ -446,6 +446,36 @@ fn sockets_work_over_tls() {
     stopping.join();
 }
 
+#[test]
+fn upstreams_over_tls_are_asked_in_http1_whatever_they_could_speak() {
+    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    authority.issue(dir.path(), "up", &["up.test"]);
+    std::fs::write(dir.path().join("ca.pem"), authority.pem()).unwrap();
+    let config = Authority::server(dir.path(), "up", &["h2", "http/1.1"]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let upstream = std::thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let session = rustls::ServerConnection::new(config).unwrap();
+        let mut socket = tungstenite::accept(rustls::StreamOwned::new(session, socket)).unwrap();
+        let message = socket.read().unwrap();
+        socket.send(message).unwrap();
+        while socket.read().is_ok() {}
+        socket.get_ref().conn.alpn_protocol().map(<[u8]>::to_vec)
+    });
+    let yaml = "
+        upstreams: { up: { endpoints: [https://@0], tls: { ca: ca.pem, server_name: up.test } } }
+        routes: [{ name: all, match: /*, upstream: up }]";
+    let gateway = Gateway::in_dir(dir, yaml, &[address]);
+    let mut socket = client(gateway.address(), "/chat");
+    socket.send(Message::text("secret")).unwrap();
+    assert_eq!(socket.read().unwrap(), Message::text("secret"));
+    socket.close(None).unwrap();
+    while socket.read().is_ok() {}
+    assert_eq!(upstream.join().unwrap().as_deref(), Some(&b"http/1.1"[..]));
+}
+
 struct Tls(Box<dyn crate::support::wire::Io>);
 impl Read for Tls {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
