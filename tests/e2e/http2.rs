@@ -408,6 +408,36 @@ fn a_drain_sends_goaway_and_finishes_what_runs() {
 }
 
 #[test]
+fn a_listener_that_is_removed_sends_its_clients_away_when_they_are_done() {
+    let (asked, go) = (Gate::new(), Gate::new());
+    let (its, wait) = (asked.clone(), go.clone());
+    let upstream = Upstream::serve(move |_, conn| {
+        its.open();
+        wait.pass();
+        conn.ok("done")
+    });
+    let yaml = format!("{}server: {{ workers: 1, timeouts: {{ drain: 5s }} }}\n", Gateway::simple(""));
+    let gateway = Gateway::new(&yaml, &[upstream.address]);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    block_on(async {
+        let mut client = Client::connect(gateway.address()).await;
+        let (response, _) = client.start(request("GET", "/last", &[]), b"").await.unwrap();
+        tokio::task::spawn_blocking(move || asked.pass()).await.unwrap();
+        gateway.reload_ok(&format!("listeners: [{{ address: '{free}' }}]\n{yaml}"), &[upstream.address]);
+        let end = Instant::now() + PATIENCE;
+        while client.start(request("GET", "/late", &[]), b"").await.is_ok() {
+            assert!(Instant::now() < end, "no GOAWAY");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        go.open();
+        assert_eq!(whole(response.await.unwrap()).await.unwrap().text(), "done");
+        // The connection ends by itself; what the client still writes at that moment may be lost.
+        let _ = client.driver.await.unwrap();
+        assert_eq!(Client::connect(free).await.get("/new").await.text(), "done");
+    });
+}
+
+#[test]
 fn many_honest_requests_on_one_connection_are_no_flood() {
     let gateway = Gateway::new("routes: [{ match: /*, respond: { status: 204 } }]", &[]);
     block_on(async {

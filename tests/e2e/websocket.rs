@@ -596,6 +596,37 @@ fn extended_connect_works_over_tls_and_outlives_a_new_certificate() {
 }
 
 #[test]
+fn an_http2_client_that_stays_when_the_upstream_has_ended_is_cut_soon() {
+    let upstream = Upstream::serve(|request, conn| {
+        conn.write(switched(request, ""));
+        conn.write(b"\x81\x04last");
+        let _ = conn.socket.shutdown(std::net::Shutdown::Write);
+        conn.wait_end();
+        Then::Close
+    });
+    let gateway = Gateway::to(upstream.address, "idle_timeout: 5m");
+    block_on(async {
+        let mut client = Client::connect(gateway.address()).await;
+        ready(&mut client).await;
+        let (response, mut stream) = client.open(connect("/chat", "websocket", "13")).await.unwrap();
+        let mut body = response.await.unwrap().into_body();
+        let begun = Instant::now();
+        assert_eq!(read_exactly(&mut body, 6).await, b"\x81\x04last");
+        // The end, in a frame of its own.
+        while let Some(data) = body.data().await {
+            assert_eq!(data.unwrap(), "");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(1), "the end came late");
+        // Whatever it has open is over, and the connection is not.
+        std::future::poll_fn(|cx| stream.poll_reset(cx)).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        let (response, _stream) = client.open(connect("/again", "websocket", "13")).await.unwrap();
+        assert_eq!(response.await.unwrap().status(), 200);
+    });
+    gateway.metric_becomes("gateway_tunnels{route=\"all\"}", 0.0);
+}
+
+#[test]
 fn other_connects_open_nothing() {
     let upstream = Upstream::echo();
     let gateway = Gateway::to(upstream.address, "");
