@@ -19,7 +19,7 @@ use crate::http::clock::{Clock, Phase};
 use crate::http::connection::ConnectionState;
 use crate::http::grpc_web;
 use crate::telemetry::access_log::Entry;
-use crate::upstream::body::UpstreamBody;
+use crate::upstream::body::{BodyError, UpstreamBody};
 
 /// Why a response body was cut; hyper closes the connection over it, or resets the stream with the code found here.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub struct Cut(Option<h2::Error>);
 
 impl Cut {
     /// What an upstream's error means to the client: a reset passes on with its code.
-    pub fn by_upstream(error: &hyper::Error) -> Self {
+    pub fn by_upstream(error: &BodyError) -> Self {
         let mut cause = std::error::Error::source(error);
         while let Some(error) = cause {
             if let Some(reason) = error.downcast_ref::<h2::Error>().filter(|error| error.is_reset()).and_then(h2::Error::reason) {

@@ -12,6 +12,7 @@ pub mod worker;
 
 mod apply;
 mod control;
+mod h1;
 use crate::config::Config;
 use crate::config::load::Source;
 use crate::config::problem::Report;
