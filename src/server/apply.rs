@@ -244,7 +244,7 @@ impl Core {
         }
         lock(&self.last).restart_needed = restart_needed;
         let mut applied = lock(&self.applied);
-        self.state.snapshot.store(Arc::clone(snapshot));
+        self.state.serve(snapshot);
         self.state.closed.notify_one();
         self.apply_listeners(snapshot, &mut applied, sockets.listeners);
         self.apply_admin(snapshot, &mut applied, sockets.admin);

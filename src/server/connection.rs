@@ -204,12 +204,13 @@ impl Session {
     pub(super) fn inbound(&self, clock: Arc<Clock>, state: Option<Arc<ConnectionState>>) -> Inbound {
         Inbound {
             worker: self.worker,
-            snapshot: self.state.snapshot.load_full(),
+            snapshot: self.state.view(self.worker),
             connection: Arc::clone(&self.connection),
             clock,
             state,
             ending: Arc::clone(&self.ending),
             upgrading: None,
+            survey: None,
         }
     }
 

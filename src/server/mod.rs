@@ -23,7 +23,7 @@ use crate::server::acceptor::Acceptor;
 use crate::server::apply::{Core, GRACE, bind_new, load_source, lock, notify};
 use crate::server::listener::Stage;
 use crate::server::per_ip::PerIp;
-use crate::server::worker::{State, Worker};
+use crate::server::worker::{Seen, State, Worker};
 use crate::telemetry::metrics::Reload;
 use crate::telemetry::{events, sd_notify};
 use arc_swap::ArcSwap;
@@ -147,6 +147,7 @@ impl Server {
         let snapshot = Arc::new(snapshot);
         let state = Arc::new(State {
             snapshot: ArcSwap::new(Arc::clone(&snapshot)),
+            views: (0..count).map(|_| Seen::new(&snapshot)).collect(),
             shared,
             connections: AtomicUsize::new(0),
             closed: Notify::new(),
