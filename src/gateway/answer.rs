@@ -69,6 +69,18 @@ pub enum Source {
     Tunnel(Box<crate::gateway::tunnel::Opening>),
 }
 
+impl Source {
+    /// Whether nothing comes any more.
+    pub(super) fn ended(&self) -> bool {
+        match self {
+            Self::Empty | Self::Tunnel(_) => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Upstream(body) => body.is_end_stream(),
+            Self::Adapted(body) | Self::Web(body, _) => body.is_end_stream(),
+        }
+    }
+}
+
 /// A response body that knows what to do when it ends.
 pub struct ResponseBody {
     source: Source,
@@ -108,15 +120,6 @@ impl ResponseBody {
     fn end(&mut self, cut: Option<Reason>) {
         if let Some(finish) = self.finish.take() {
             finish.run(self.bytes, self.complete, cut);
-        }
-    }
-
-    fn source_ended(&self) -> bool {
-        match &self.source {
-            Source::Empty | Source::Tunnel(_) => true,
-            Source::Full(bytes) => bytes.is_empty(),
-            Source::Upstream(body) => body.is_end_stream(),
-            Source::Adapted(body) | Source::Web(body, _) => body.is_end_stream(),
         }
     }
 }
@@ -166,7 +169,7 @@ impl Body for ResponseBody {
                         finish.clock.moved(data.len());
                     }
                 }
-                if this.source_ended() {
+                if this.source.ended() {
                     // hyper does not ask again once it knows that this was the last frame.
                     this.complete = true;
                     this.end(None);
@@ -177,7 +180,7 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.source_ended()
+        self.source.ended()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -195,7 +198,7 @@ impl Body for ResponseBody {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         // An upstream body that has ended without hyper asking for its end is complete all the same.
-        self.complete |= self.source_ended() && !matches!(&self.source, Source::Upstream(body) if body.cut());
+        self.complete |= self.source.ended() && !matches!(&self.source, Source::Upstream(body) if body.cut());
         self.end(None);
     }
 }

@@ -426,6 +426,9 @@ async fn complete(ex: Exchange, mut cx: Context<'_>, outcome: Result<Answer, Box
         entry.auth_error = ex.auth_error;
         entry.rate_limit = ex.rate_limit;
     }
+    if let Some(call) = cx.grpc_web.filter(|_| answer.source.ended()) {
+        answer.source = call.show_status(&mut answer.parts.headers).map_or(answer.source, Source::Full);
+    }
     Response::from_parts(answer.parts, ResponseBody::new(answer.source, finish, bodiless))
 }
 
