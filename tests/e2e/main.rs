@@ -20,6 +20,7 @@ mod discovery;
 mod docs;
 mod drain;
 mod errors;
+mod examples;
 mod faults;
 mod forwarded;
 mod framing;

@@ -2,6 +2,7 @@
 
 pub mod certs;
 pub mod client;
+pub mod example;
 pub mod gateway;
 pub mod h2;
 pub mod upstream;
