@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use crate::error::{Reason, Refusal};
-use crate::gateway::answer::{Finish, Pending, ResponseBody, Source};
+use crate::gateway::answer::{Finish, Panicked, Pending, ResponseBody, Source};
 use crate::gateway::check::check;
 use crate::gateway::ending::Ending;
 use crate::gateway::route::Route;
@@ -33,6 +33,7 @@ use crate::http::{Connection, Exchange, Host, Params, Scheme, grpc, grpc_web, pr
 use crate::middleware::cors::preflight_method;
 use crate::router::{Outcome, Query};
 use crate::telemetry::access_log::Entry;
+use crate::telemetry::events;
 
 /// Methods that `Allow` names where CONNECT or TRACE was asked for.
 pub(super) const ALL_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
@@ -156,9 +157,12 @@ pub async fn handle(inbound: Inbound, request: Request<Incoming>) -> Response<Re
 }
 
 fn internal_error(snapshot: &Snapshot) -> Response<ResponseBody> {
-    let id = make_request_id(unix_ms());
+    let request = Panicked::take();
+    let id = request.request_id.unwrap_or_else(|| make_request_id(unix_ms()));
+    events::request_panicked(&String::from_utf8_lossy(id.as_bytes()));
     let refusal = Refusal::new(Reason::Internal, "The gateway failed to handle this request.");
-    let (mut parts, bytes) = problem::response(&refusal, &id, false);
+    let (mut parts, bytes) =
+        if request.grpc { (grpc::refusal(&refusal).into_parts().0, Bytes::new()) } else { problem::response(&refusal, &id, false) };
     if let Some(name) = &snapshot.request_id {
         parts.headers.insert(name.clone(), id);
     }

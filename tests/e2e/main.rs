@@ -33,6 +33,7 @@ mod limits;
 mod metrics;
 mod mirror;
 mod normalisation;
+mod panics;
 mod pools;
 mod proxy_protocol;
 mod proxying;
