@@ -15,7 +15,7 @@ use crate::telemetry::access_log::{AccessLog, Options};
 use crate::telemetry::events;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::ClientTls;
-use crate::upstream::connect::Destination;
+use crate::upstream::connect::{Destination, H2_PING};
 use crate::upstream::pool::EndpointPool;
 use crate::upstream::{EndpointSpec, Observer, UpstreamState};
 
@@ -35,6 +35,8 @@ pub struct Shared {
     pub middleware: Arc<[Arc<dyn Middleware>]>,
     /// Runtime of background work; `None` when a configuration is only checked.
     pub control: Option<tokio::runtime::Handle>,
+    /// How often HTTP/2 peers are pinged, clients and upstreams.
+    pub http2_ping: Duration,
     upstreams: Mutex<HashMap<String, Weak<UpstreamState>>>,
     pools: Mutex<HashMap<String, Weak<EndpointPool>>>,
     access_log: Mutex<Option<(Log, Arc<AccessLog>)>>,
@@ -53,11 +55,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     /// For a gateway with `workers` workers whose background work runs on `control`.
     pub fn new(workers: usize, control: Option<tokio::runtime::Handle>) -> Arc<Self> {
-        Self::with_middleware(workers, control, Vec::new())
+        Self::with(workers, control, Vec::new(), None)
     }
 
-    /// The same, with a library user's own steps in every route's chain.
-    pub fn with_middleware(workers: usize, control: Option<tokio::runtime::Handle>, middleware: Vec<Arc<dyn Middleware>>) -> Arc<Self> {
+    /// The same, with a library user's own steps in every route's chain, and pings as often as they say.
+    pub fn with(
+        workers: usize,
+        control: Option<tokio::runtime::Handle>,
+        middleware: Vec<Arc<dyn Middleware>>,
+        http2_ping: Option<Duration>,
+    ) -> Arc<Self> {
         let limits = rate_limit::Registry::new();
         if let Some(control) = &control {
             control.spawn(rate_limit::Registry::sweep(Arc::downgrade(&limits)));
@@ -70,6 +77,7 @@ impl Shared {
             mirrors: mirror::Room::new(workers),
             middleware: middleware.into(),
             control,
+            http2_ping: http2_ping.unwrap_or(H2_PING),
             upstreams: Mutex::default(),
             pools: Mutex::default(),
             access_log: Mutex::default(),
@@ -106,7 +114,8 @@ impl Shared {
                 return pool;
             }
             let metrics = shared.metrics.endpoint(&upstream, &spec.id);
-            let pool = Arc::new(EndpointPool::new(shared.workers, Destination::new(spec, tls.clone(), protocol), &limits, metrics));
+            let destination = Destination { ping: shared.http2_ping, ..Destination::new(spec, tls.clone(), protocol) };
+            let pool = Arc::new(EndpointPool::new(shared.workers, destination, &limits, metrics));
             pools.insert(key, Arc::downgrade(&pool));
             pool
         })

@@ -10,6 +10,7 @@ use crate::gateway::answer::{Finish, Source};
 use crate::gateway::handle::{Answer, Context};
 use crate::gateway::route::Route;
 use crate::gateway::target::{Outgoing, UpstreamHandle, answer_of, note, refusal_of};
+use crate::gateway::tunnel_side::{LINGER, Sides};
 use crate::http::Exchange;
 use crate::upstream::Attempt;
 use crate::upstream::call::{Call, CallBody, Limit, Trace};
@@ -100,6 +101,7 @@ impl Opening {
             if let Some(route) = &route {
                 route.metrics.tunnel_opened(worker);
             }
+            let (sides, client, upstream) = Sides::of(TokioIo::new(client), TokioIo::new(upstream));
             let options = TunnelOptions {
                 idle_timeout,
                 drain: async move {
@@ -107,9 +109,9 @@ impl Opening {
                     let _ = cut.wait_for(|cut| *cut).await;
                 },
                 websocket: true,
-                meter: |_, _| {},
+                meter: |way, bytes| sides.moved(way, bytes),
             };
-            let end = run(TokioIo::new(client), TokioIo::new(upstream), options).await;
+            let end = sides.until_silent(LINGER, run(client, upstream, options)).await;
             drop(attempt);
             drop(hold);
             if let Some(route) = &route {

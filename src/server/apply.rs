@@ -285,7 +285,7 @@ impl Core {
         for spec in &snapshot.listeners {
             let listener = match kept.iter().find(|listener| listener.configured == spec.address) {
                 Some(listener) => {
-                    listener.spec.store(Arc::new(spec.clone()));
+                    listener.renew(spec.clone());
                     Arc::clone(listener)
                 }
                 None => match self.open(spec, &mut sockets) {

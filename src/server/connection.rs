@@ -41,8 +41,6 @@ const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Bytes of one stream that wait to be written.
 const SEND_BUFFER: usize = 64 << 10;
-/// HTTP/2 pings find dead peers.
-const PING: Duration = Duration::from_secs(30);
 /// hyper's own limit on heads is the backstop behind ours, which answers with a body.
 const BACKSTOP: usize = 2;
 /// hyper's own limit on the number of fields.
@@ -65,6 +63,7 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     listener.metrics.connection_opened(worker);
     let mut held = Held { open, per_ip: None, listener: Arc::clone(&listener), worker };
     let snapshot = state.snapshot.load_full();
+    let identity = listener.identity();
     let established = tokio::select! {
         biased;
         established = establish(tcp, peer, &listener, &snapshot, &state.per_ip) => established,
@@ -88,6 +87,7 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
         connection: Arc::new(established.connection),
         held: Arc::new(held),
         ending,
+        identity,
     };
     session.run(established.transport, established.h2, timeouts).await;
 }
@@ -173,6 +173,8 @@ struct Session {
     connection: Arc<Connection>,
     held: Arc<Held>,
     ending: Arc<Ending>,
+    /// Whether the listener's TLS is still the one that this connection began with.
+    identity: watch::Receiver<u64>,
 }
 
 impl Session {
@@ -300,17 +302,19 @@ impl Session {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(u32::try_from(snapshot.max_header_size.saturating_mul(BACKSTOP)).unwrap_or(u32::MAX))
-            .keep_alive_interval(PING)
-            .keep_alive_timeout(PING / 2)
+            .keep_alive_interval(self.state.shared.http2_ping)
+            .keep_alive_timeout(self.state.shared.http2_ping / 2)
             .enable_connect_protocol();
         drop(snapshot);
         let mut watched = pin!(Watched::new(builder.serve_connection(TokioIo::new(io), service), Arc::clone(&clock)));
-        let mut stages = self.stages();
+        let (mut stages, mut identity) = (self.stages(), self.identity.clone());
         let end = loop {
             tokio::select! {
                 biased;
                 end = &mut watched => break Some(end),
                 () = flood.notified() => break None,
+                // Who stays for weeks would never see a renewed certificate. Streams finish; those that cross the GOAWAY are still taken.
+                Ok(()) = identity.changed() => watched.as_mut().inner().graceful_shutdown(),
                 stage = next_stage(&mut stages) => match stage {
                     Stage::Serving => {}
                     Stage::Draining | Stage::Closing => watched.as_mut().inner().graceful_shutdown(),
@@ -333,7 +337,8 @@ impl Session {
             }
             Some(End::Done(Err(error))) => {
                 tracing::debug!(%error, "HTTP/2 connection failed");
-                if !closed_by_peer(&error) {
+                // A client that answers no ping is gone, not wrong.
+                if !closed_by_peer(&error) && !error.is_timeout() {
                     self.listener.metrics.connection_error(self.worker, ConnectionError::BadRequest);
                 }
             }

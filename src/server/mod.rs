@@ -48,6 +48,8 @@ pub struct Options {
     pub inherited: Arc<Mutex<Vec<TcpListener>>>,
     /// Own steps in every route's chain, in order; see [`Middleware`].
     pub middleware: Vec<Arc<dyn Middleware>>,
+    /// How often HTTP/2 peers with open streams are pinged; `None` is every 30 s. Who does not answer within half of it is gone.
+    pub http2_ping: Option<Duration>,
 }
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -130,7 +132,7 @@ impl Server {
         let loaded = load_source(&source, &options);
         let count = worker_count(loaded.config.server.workers);
         let control = ControlThread::start()?;
-        let shared = Shared::with_middleware(count, Some(control.handle.clone()), options.middleware.clone());
+        let shared = Shared::with(count, Some(control.handle.clone()), options.middleware.clone(), options.http2_ping);
         let snapshot = {
             let _control = control.handle.enter();
             compile(&shared, loaded, None, 1).map_err(StartError::Config)?

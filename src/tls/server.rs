@@ -101,6 +101,11 @@ impl ServerTls {
     pub fn certificates(&self) -> impl Iterator<Item = CertificateInfo> + '_ {
         self.pairs.iter().map(|loaded| CertificateInfo { label: loaded.written.cert.clone(), not_after: loaded.pair.summary.not_after })
     }
+    /// Whether a client that met `old` should come anew: a certificate that it showed is gone, or clients are verified otherwise.
+    pub fn supersedes(&self, old: &Self) -> bool {
+        let gone = |old: &Loaded| !self.pairs.iter().any(|new| new.pair.key.cert == old.pair.key.cert);
+        old.pairs.iter().any(gone) || !same_verification(old.clients.as_ref(), self.clients.as_ref())
+    }
     /// The [`paths`](Self::paths) it was built from.
     pub fn files(&self) -> &[PathBuf] {
         &self.files

@@ -34,8 +34,8 @@ const MAX_INTERIM: u32 = 16;
 /// HTTP/2 windows towards upstreams: small, so that a slow client cannot park megabytes in the gateway.
 const H2_STREAM_WINDOW: u32 = 256 << 10;
 const H2_CONNECTION_WINDOW: u32 = 2 << 20;
-/// HTTP/2 pings find dead peers.
-const H2_PING: Duration = Duration::from_secs(30);
+/// How often peers on HTTP/2 connections with open streams are pinged, on both sides. One that does not answer within half of it is gone.
+pub const H2_PING: Duration = Duration::from_secs(30);
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -282,12 +282,15 @@ pub struct Destination {
     pub tls: Option<Arc<ClientTls>>,
     /// Protocol asked for.
     pub protocol: Protocol,
+    /// How often it is pinged over HTTP/2.
+    pub ping: Duration,
 }
 
 impl Destination {
     /// The destination of an endpoint.
     pub fn new(spec: &EndpointSpec, tls: Option<Arc<ClientTls>>, protocol: Protocol) -> Self {
-        Self { address: spec.address.clone(), tls_name: Arc::clone(&spec.tls_name), tls: tls.filter(|_| spec.tls), protocol }
+        let tls = tls.filter(|_| spec.tls);
+        Self { address: spec.address.clone(), tls_name: Arc::clone(&spec.tls_name), tls, protocol, ping: H2_PING }
     }
 
     /// Whether connections speak HTTP/2; `None` where TLS will tell.
@@ -336,7 +339,7 @@ impl Destination {
             (_, Protocol::H2) => true,
             (_, Protocol::Auto | Protocol::Http1) => false,
         };
-        if h2 { handshake_h2(io, open).await } else { handshake_h1(io, open).await }
+        if h2 { handshake_h2(io, open, self.ping).await } else { handshake_h1(io, open).await }
     }
 
     /// Opens an HTTP/1.1 connection that can become a tunnel; its driver runs as a task of the current runtime until it ends.
@@ -375,7 +378,7 @@ async fn handshake_h1(io: UpstreamIo, open: OpenConnection) -> Result<Sender, Co
     Ok(Sender::H1(H1 { sender, driver: Some(Box::new((connection, open))) }))
 }
 
-async fn handshake_h2(io: UpstreamIo, open: OpenConnection) -> Result<Sender, ConnectError> {
+async fn handshake_h2(io: UpstreamIo, open: OpenConnection, ping: Duration) -> Result<Sender, ConnectError> {
     let news = Arc::new(News::default());
     let (sender, connection) = http2::Builder::new(H2Executor(Arc::clone(&news)))
         .timer(TokioTimer::new())
@@ -384,8 +387,8 @@ async fn handshake_h2(io: UpstreamIo, open: OpenConnection) -> Result<Sender, Co
         .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
         // None until the peer's settings say how many: a request above its limit would be refused or wait in the wrong queue.
         .initial_max_send_streams(0)
-        .keep_alive_interval(H2_PING)
-        .keep_alive_timeout(H2_PING / 2)
+        .keep_alive_interval(ping)
+        .keep_alive_timeout(ping / 2)
         .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ConnectError::Io(io::Error::other(error)))?;

@@ -9,42 +9,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use crate::support::client::get;
+use crate::support::frames::{HEAD, PREFACE, frame, frames, raw, went_away};
 use crate::support::h2::{Client, H2Upstream, drain, reply, request, whole};
 use crate::support::{End, Gate, Gateway, PATIENCE, Raw, Then, Upstream, block_on, eventually};
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// `GET http://site/` in static HPACK.
-const HEAD: &[u8] = b"\x82\x86\x84\x41\x04site";
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
-    bytes.extend_from_slice(&[kind, flags]);
-    bytes.extend_from_slice(&stream.to_be_bytes());
-    bytes.extend_from_slice(payload);
-    bytes
-}
-
-/// A client that writes its own frames.
-fn raw(gateway: &Gateway) -> Raw {
-    let mut raw = gateway.connect();
-    raw.send([PREFACE, &frame(4, 0, 0, b"")].concat());
-    raw
-}
-
-/// What the gateway sent until the end: kind and stream of each frame.
-fn frames(bytes: &[u8]) -> Vec<(u8, u32)> {
-    let (mut rest, mut seen) = (bytes, Vec::new());
-    while rest.len() >= 9 {
-        let length = usize::from(rest[0]) << 16 | usize::from(rest[1]) << 8 | usize::from(rest[2]);
-        seen.push((rest[3], u32::from_be_bytes(rest[5..9].try_into().unwrap())));
-        rest = rest.get(9 + length..).unwrap_or_default();
-    }
-    seen
-}
-
-fn went_away(bytes: &[u8]) -> bool {
-    frames(bytes).iter().any(|(kind, _)| *kind == 7)
-}
 
 fn h2_route(more: &str) -> String {
     format!(
@@ -97,7 +64,7 @@ fn the_host_is_the_authority() {
     });
     assert_eq!(upstream.count(), 1);
     // `host` alone: by hand, since clients send an authority.
-    let mut raw = raw(&gateway);
+    let mut raw = raw(gateway.address());
     raw.send(frame(1, 5, 1, b"\x82\x86\x84\x66\x05other"));
     eventually("the request arrives", || (upstream.count() == 2).then_some(()));
     assert_eq!(upstream.last().all("host"), ["other"]);
@@ -124,7 +91,7 @@ fn malformed_requests_never_reach_the_upstream() {
         (":path", "/two"),
         ("upgrade", "h2c"),
     ] {
-        let mut raw = raw(&gateway);
+        let mut raw = raw(gateway.address());
         raw.send([frame(1, 5, 1, &[HEAD, &literal(name, value)].concat()), frame(6, 0, 0, b"12345678")].concat());
         eventually("an answer to the ping or the end", || {
             let ended = raw.wire.fill().map_or(true, |count| count == 0);
@@ -315,7 +282,7 @@ fn a_connection_without_requests_ends_after_idle_with_goaway() {
     let upstream = Upstream::text("hi");
     let yaml = format!("{}server: {{ workers: 1, timeouts: {{ idle: 1s, header: 300ms, drain: 200ms }} }}\n", Gateway::simple(""));
     let gateway = Gateway::new(&yaml, &[upstream.address]);
-    let mut raw = raw(&gateway);
+    let mut raw = raw(gateway.address());
     raw.send(frame(1, 5, 1, HEAD));
     let begun = Instant::now();
     // Pings, acknowledgements and window updates are no requests; nor are they heads that came too slowly.
@@ -375,88 +342,6 @@ fn a_drain_sends_goaway_and_finishes_what_runs() {
         let _ = client.driver.await.unwrap();
         tokio::task::spawn_blocking(move || stopping.join()).await.unwrap();
     });
-}
-
-/// Sends `bytes` again and again until the gateway ends the connection; panics if it never does.
-fn flooded(gateway: &Gateway, first: &[u8], piece: impl Fn(u32) -> Vec<u8>, most: u32) -> Vec<u8> {
-    let mut raw = raw(gateway);
-    raw.send(first);
-    let socket = raw.socket.try_clone().unwrap();
-    let reader = std::thread::spawn(move || raw.rest().0);
-    let mut socket = socket;
-    let mut open = true;
-    for index in 0..most {
-        if std::io::Write::write_all(&mut socket, &piece(index)).is_err() {
-            open = false;
-            break;
-        }
-    }
-    let _ = socket.shutdown(std::net::Shutdown::Write);
-    let bytes = reader.join().unwrap();
-    assert!(!open || went_away(&bytes), "the flood was taken");
-    bytes
-}
-
-fn repeated(frame: &[u8], times: usize) -> Vec<u8> {
-    frame.repeat(times)
-}
-
-#[test]
-fn floods_end_the_connection_and_honest_clients_are_served() {
-    let upstream = Upstream::text("hi");
-    let gateway = Gateway::to(upstream.address, "");
-    let honest = |what: &str| {
-        let begun = Instant::now();
-        assert_eq!(gateway.get("/honest").status, 200);
-        assert!(begun.elapsed() < Duration::from_secs(2), "{what}");
-    };
-    for (what, one) in
-        [("ping", frame(6, 0, 0, b"12345678")), ("settings", frame(4, 0, 0, b"")), ("priority", frame(2, 0, 3, &[0, 0, 0, 1, 1]))]
-    {
-        flooded(&gateway, b"", |_| repeated(&one, 1000), 1000);
-        honest(what);
-    }
-    // Empty frames on an open stream.
-    let head = frame(1, 4, 1, b"\x83\x86\x84\x41\x04site");
-    flooded(&gateway, &head, |_| repeated(&frame(0, 0, 1, b""), 1000), 1000);
-    honest("empty data");
-    let begin = frame(1, 1, 1, HEAD);
-    flooded(&gateway, &begin, |_| repeated(&frame(9, 0, 1, b""), 1000), 1000);
-    honest("empty continuation");
-    flooded(&gateway, &begin, |_| frame(9, 0, 1, &[0x40, 1, b'a', 1, b'b'].repeat(1000)), 10_000);
-    honest("continuation");
-}
-
-#[test]
-fn a_rapid_reset_ends_in_goaway() {
-    let upstream = Upstream::serve(|_, conn| {
-        conn.wait_end();
-        Then::Close
-    });
-    let yaml = format!("{}server: {{ workers: 1, timeouts: {{ drain: 200ms }} }}\n", Gateway::simple(""));
-    let gateway = Gateway::new(&yaml, &[upstream.address]);
-    let pair = |index: u32| [frame(1, 5, 2 * index + 1, HEAD), frame(3, 0, 2 * index + 1, &[0, 0, 0, 8])].concat();
-    let bytes = flooded(&gateway, b"", pair, 100_000);
-    assert!(went_away(&bytes));
-    assert!(upstream.connections() <= 1100, "{}", upstream.connections());
-    eventually("every upstream request is cancelled", || (upstream.open() == 0).then_some(()));
-    gateway.metric_becomes("gateway_requests_in_flight", 0.0);
-    gateway.metric_becomes(&format!("gateway_connections{{listener=\"{}\"}}", gateway.address()), 0.0);
-}
-
-#[test]
-fn provoked_resets_end_in_goaway() {
-    let upstream = Upstream::serve(|_, conn| {
-        conn.wait_end();
-        Then::Close
-    });
-    let yaml = format!("{}server: {{ workers: 1, timeouts: {{ drain: 200ms }} }}\n", Gateway::simple(""));
-    let gateway = Gateway::new(&yaml, &[upstream.address]);
-    let pair = |index: u32| [frame(1, 5, 2 * index + 1, HEAD), frame(8, 0, 2 * index + 1, &[0, 0, 0, 0])].concat();
-    let bytes = flooded(&gateway, b"", pair, 20_000);
-    assert!(went_away(&bytes));
-    assert!(upstream.connections() <= 2100, "{}", upstream.connections());
-    eventually("every upstream request is cancelled", || (upstream.open() == 0).then_some(()));
 }
 
 #[test]

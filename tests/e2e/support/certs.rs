@@ -26,9 +26,14 @@ impl Authority {
     }
     /// Writes `NAME.pem` and `NAME.key` for these names.
     pub fn issue(&self, dir: &Path, name: &str, names: &[&str]) {
+        self.issue_as(dir, name, names, |_| {});
+    }
+    /// The same with other facts in the certificate.
+    pub fn issue_as(&self, dir: &Path, name: &str, names: &[&str], facts: impl FnOnce(&mut CertificateParams)) {
         let mut params = CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        facts(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         std::fs::write(dir.join(format!("{name}.pem")), certificate.pem()).unwrap();

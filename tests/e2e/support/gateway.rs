@@ -52,16 +52,22 @@ impl Gateway {
     /// The same with files that the configuration names, relative to the directory.
     #[track_caller]
     pub fn in_dir(dir: tempfile::TempDir, yaml: &str, upstreams: &[SocketAddr]) -> Self {
+        Self::with(Options::default(), dir, yaml, upstreams)
+    }
+
+    /// The same as a library user starts it.
+    #[track_caller]
+    pub fn with(options: Options, dir: tempfile::TempDir, yaml: &str, upstreams: &[SocketAddr]) -> Self {
         let yaml = complete(yaml, upstreams, dir.path());
-        match Self::try_start(&yaml, dir.path()) {
+        match Self::try_start(&yaml, dir.path(), options) {
             Ok(server) => Self { server: Some(server), dir },
             Err(error) => panic!("{error}\n{yaml}"),
         }
     }
 
-    fn try_start(yaml: &str, dir: &Path) -> Result<Server, String> {
+    fn try_start(yaml: &str, dir: &Path, options: Options) -> Result<Server, String> {
         let source = Source::Text { yaml: yaml.to_owned(), dir: dir.to_owned() };
-        Server::start(source, Options::default()).map_err(|error| error.to_string())
+        Server::start(source, options).map_err(|error| error.to_string())
     }
 
     /// One route for everything to one upstream, with these lines in the route.
@@ -80,7 +86,7 @@ impl Gateway {
     pub fn start_error(yaml: &str, upstreams: &[SocketAddr]) -> Option<String> {
         let dir = tempfile::tempdir().unwrap();
         let yaml = complete(yaml, upstreams, dir.path());
-        match Self::try_start(&yaml, dir.path()) {
+        match Self::try_start(&yaml, dir.path(), Options::default()) {
             Ok(server) => {
                 server.shutdown();
                 None
