@@ -35,6 +35,7 @@ mod limits;
 mod metrics;
 mod mirror;
 mod normalisation;
+mod outside;
 mod panics;
 mod pools;
 mod proxy_protocol;
