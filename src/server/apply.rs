@@ -245,6 +245,7 @@ impl Core {
         lock(&self.last).restart_needed = restart_needed;
         let mut applied = lock(&self.applied);
         self.state.snapshot.store(Arc::clone(snapshot));
+        self.state.shared.serve_log(&snapshot.config.log, &snapshot.access_log);
         self.state.closed.notify_one();
         self.apply_listeners(snapshot, &mut applied, sockets.listeners);
         self.apply_admin(snapshot, &mut applied, sockets.admin);

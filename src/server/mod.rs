@@ -22,7 +22,6 @@ use crate::server::apply::{Core, GRACE, bind_new, load_source, lock, notify};
 use crate::server::listener::Stage;
 use crate::server::per_ip::PerIp;
 use crate::server::worker::{State, Worker};
-use crate::telemetry::metrics::Reload;
 use crate::telemetry::{events, sd_notify};
 use arc_swap::ArcSwap;
 use std::net::{SocketAddr, TcpListener};
@@ -155,7 +154,7 @@ impl Server {
         let (changed, changes) = mpsc::channel(1);
         let core = Core::new(state, source, options, control.handle.clone(), acceptor, changed);
         core.commit(&snapshot, sockets, None);
-        core.state.shared.metrics.reload(Reload::Ok);
+        core.state.shared.metrics.loaded();
         control.handle.spawn(reload_on_change(Arc::clone(&core), changes));
         let path = files.first().cloned().unwrap_or_default();
         events::config_loaded(std::path::Path::new(&path), 1, routes, u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));

@@ -275,7 +275,8 @@ fn a_hundred_reloads_under_load_leak_neither_memory_nor_descriptors() {
     load.goes_on(100);
     assert_eq!(process.ask(0, &get("/")).header("x-number"), Some("120"));
     let info = process.ask(1, "GET /info HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").json();
-    assert_eq!(info["config"]["generation"], 121);
+    // More than one each if a file was replaced just while the watch had it read.
+    assert!(info["config"]["generation"].as_u64().unwrap() >= 121, "{info}");
     // A connection or two may be on their way out; what leaks would leak a hundred times.
     eventually("the descriptors are as few as before", || (process.descriptors() <= descriptors + 4).then_some(()));
     let grown = process.memory("VmRSS").saturating_sub(memory);
