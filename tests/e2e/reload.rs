@@ -136,6 +136,26 @@ fn listeners_are_added_and_removed_live() {
 }
 
 #[test]
+fn sockets_of_the_service_manager_are_used_whenever_a_listener_has_their_address() {
+    let passed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    passed.set_nonblocking(true).unwrap();
+    let address = passed.local_addr().unwrap();
+    let options = tollgate::server::Options { inherited: [passed].into(), ..tollgate::server::Options::default() };
+    let (with, without) = (format!("listeners: [{{ address: '{address}' }}]\n{}", answering("x")), answering("x"));
+    let gateway = Gateway::with(options, tempfile::tempdir().unwrap(), &without, &[]);
+    let mut early = Raw::connect(address);
+    early.send(get("/"));
+    for _ in 0..2 {
+        gateway.reload_ok(&with, &[]);
+        assert_eq!(Raw::connect(address).ask(get("/")).text(), "x");
+        gateway.reload_ok(&without, &[]);
+        // It stays open, as the service manager keeps it: clients wait.
+        assert!(Raw::try_connect(address).is_some());
+    }
+    assert_eq!(early.read().text(), "x", "who came before anybody listened");
+}
+
+#[test]
 fn pools_and_counters_survive_a_reload_that_does_not_touch_them() {
     let upstream = Upstream::echo();
     let simple = |route: &str| format!("server: {{ workers: 1, timeouts: {{ drain: 200ms }} }}\n{}", Gateway::simple(route));
