@@ -20,7 +20,7 @@ use crate::http::clock::{Clock, Phase};
 use crate::http::connection::ConnectionState;
 use crate::http::grpc_web;
 use crate::telemetry::access_log::Entry;
-use crate::upstream::body::UpstreamBody;
+use crate::upstream::body::{BodyError, UpstreamBody};
 
 /// Why a response body was cut; hyper closes the connection over it, or resets the stream with the code found here.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub struct Cut(Option<h2::Error>);
 
 impl Cut {
     /// What an upstream's error means to the client: a reset passes on with its code.
-    pub fn by_upstream(error: &hyper::Error) -> Self {
+    pub fn by_upstream(error: &BodyError) -> Self {
         let mut cause = std::error::Error::source(error);
         while let Some(error) = cause {
             if let Some(reason) = error.downcast_ref::<h2::Error>().filter(|error| error.is_reset()).and_then(h2::Error::reason) {
@@ -71,6 +71,18 @@ pub enum Source {
     Tunnel(Box<crate::gateway::tunnel::Opening>),
 }
 
+impl Source {
+    /// Whether nothing comes any more.
+    pub(super) fn ended(&self) -> bool {
+        match self {
+            Self::Empty | Self::Tunnel(_) => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Upstream(body) => body.is_end_stream(),
+            Self::Adapted(body) | Self::Web(body, _) => body.is_end_stream(),
+        }
+    }
+}
+
 /// A response body that knows what to do when it ends.
 pub struct ResponseBody {
     source: Source,
@@ -110,15 +122,6 @@ impl ResponseBody {
     fn end(&mut self, cut: Option<Reason>) {
         if let Some(finish) = self.finish.take() {
             finish.run(self.bytes, self.complete, cut);
-        }
-    }
-
-    fn source_ended(&self) -> bool {
-        match &self.source {
-            Source::Empty | Source::Tunnel(_) => true,
-            Source::Full(bytes) => bytes.is_empty(),
-            Source::Upstream(body) => body.is_end_stream(),
-            Source::Adapted(body) | Source::Web(body, _) => body.is_end_stream(),
         }
     }
 }
@@ -168,7 +171,7 @@ impl Body for ResponseBody {
                         finish.clock.moved(data.len());
                     }
                 }
-                if this.source_ended() {
+                if this.source.ended() {
                     // hyper does not ask again once it knows that this was the last frame.
                     this.complete = true;
                     this.end(None);
@@ -179,7 +182,7 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.source_ended()
+        self.source.ended()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -197,7 +200,7 @@ impl Body for ResponseBody {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         // An upstream body that has ended without hyper asking for its end is complete all the same.
-        self.complete |= self.source_ended() && !matches!(&self.source, Source::Upstream(body) if body.cut());
+        self.complete |= self.source.ended() && !matches!(&self.source, Source::Upstream(body) if body.cut());
         self.end(None);
     }
 }

@@ -9,6 +9,7 @@ use crate::gateway::handle::{ALL_METHODS, Context};
 use crate::gateway::snapshot::Snapshot;
 use crate::http::headers::remove_hop_by_hop;
 use crate::http::target::{TargetForm, canonical, check_framing, check_target, host};
+use crate::http::upgrade::Upgrading;
 use crate::http::websocket::{Upgrade, inspect_request};
 use crate::http::{Exchange, grpc, grpc_web};
 
@@ -23,11 +24,6 @@ pub(super) fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request:
     check_size(snapshot, head)?;
     let seen = cx.seen;
     let chunked = seen.transfer_encoding();
-    if let Some(state) = &cx.state
-        && state.request_parsed(chunked)
-    {
-        return Err(bad("The request has both a length and a transfer coding."));
-    }
     if head.version < Version::HTTP_2 && (chunked || seen.content_length()) {
         check_framing(head.version, &head.headers).map_err(bad)?;
     }
@@ -46,9 +42,9 @@ pub(super) fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request:
             return Err(Refusal::new(Reason::MethodNotAllowed, "The gateway tunnels WebSockets only.").header(ALLOW, ALL_METHODS));
         }
         Upgrade::WebSocket(websocket) => {
-            if let Some(on_upgrade) = head.extensions.remove::<OnUpgrade>() {
+            if let Some(upgrading) = cx.upgrading.take().or_else(|| head.extensions.remove::<OnUpgrade>().map(Upgrading::Http2)) {
                 cx.extended = websocket.extended;
-                cx.websocket = Some((websocket, on_upgrade));
+                cx.websocket = Some((websocket, upgrading));
                 cx.incoming = None;
             }
         }

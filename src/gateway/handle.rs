@@ -14,8 +14,6 @@ use http::header::{ALLOW, CONNECTION, ORIGIN, REFERER, TRAILER, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request, response};
 use http_body::Body;
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Finish, Panicked, Pending, ResponseBody, Source};
@@ -28,6 +26,8 @@ use crate::http::client_addr::{client_address, unmap};
 use crate::http::clock::Clock;
 use crate::http::connection::ConnectionState;
 use crate::http::headers::{Survey, effective_scheme, make_request_id, request_id};
+use crate::http::incoming::Incoming;
+use crate::http::upgrade::Upgrading;
 use crate::http::websocket::WebSocket;
 use crate::http::{Connection, Exchange, Host, Params, Scheme, grpc, grpc_web, problem};
 use crate::middleware::cors::preflight_method;
@@ -52,6 +52,8 @@ pub struct Inbound {
     pub state: Option<Arc<ConnectionState>>,
     /// What its listener says of its end.
     pub ending: Arc<Ending>,
+    /// The byte stream of an HTTP/1 connection, for a request that asks for an upgrade.
+    pub upgrading: Option<Upgrading>,
 }
 
 /// What travels beside the [`Exchange`].
@@ -67,7 +69,9 @@ pub struct Context<'a> {
     /// The client's body, once someone reads it.
     pub body: Option<Arc<ClientBody>>,
     /// A WebSocket handshake.
-    pub websocket: Option<(WebSocket, OnUpgrade)>,
+    pub websocket: Option<(WebSocket, Upgrading)>,
+    /// The byte stream of an HTTP/1 connection, for a request that asks for an upgrade.
+    pub upgrading: Option<Upgrading>,
     /// Whether that handshake is an extended CONNECT.
     pub extended: bool,
     /// A gRPC-Web call.
@@ -156,6 +160,16 @@ pub async fn handle(inbound: Inbound, request: Request<Incoming>) -> Response<Re
     .await
 }
 
+/// The answer to bytes that are no request, of which there is nothing to route, to log or to count.
+pub fn refuse_unread(snapshot: &Snapshot, refusal: &Refusal) -> (response::Parts, Bytes) {
+    let id = make_request_id(unix_ms());
+    let (mut parts, bytes) = problem::response(refusal, &id, false);
+    if let Some(name) = &snapshot.request_id {
+        parts.headers.insert(name.clone(), id);
+    }
+    (parts, bytes)
+}
+
 fn internal_error(snapshot: &Snapshot) -> Response<ResponseBody> {
     let request = Panicked::take();
     let id = request.request_id.unwrap_or_else(|| make_request_id(unix_ms()));
@@ -190,6 +204,7 @@ async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<Respon
         incoming: has_body.then_some(incoming),
         body: None,
         websocket: None,
+        upgrading: inbound.upgrading,
         extended: false,
         grpc_web: None,
         grpc: false,
@@ -415,6 +430,9 @@ async fn complete(ex: Exchange, mut cx: Context<'_>, outcome: Result<Answer, Box
         entry.user = ex.identity.as_ref().map(|identity| Arc::clone(&identity.user));
         entry.auth_error = ex.auth_error;
         entry.rate_limit = ex.rate_limit;
+    }
+    if let Some(call) = cx.grpc_web.filter(|_| answer.source.ended()) {
+        answer.source = call.show_status(&mut answer.parts.headers).map_or(answer.source, Source::Full);
     }
     Response::from_parts(answer.parts, ResponseBody::new(answer.source, finish, bodiless))
 }

@@ -2,9 +2,6 @@
 
 use std::time::Duration;
 
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
-
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Finish, Source};
 use crate::gateway::handle::{Answer, Context};
@@ -12,18 +9,20 @@ use crate::gateway::route::Route;
 use crate::gateway::target::{Outgoing, UpstreamHandle, answer_of, note, refusal_of};
 use crate::gateway::tunnel_side::{LINGER, Sides};
 use crate::http::Exchange;
+use crate::http::upgrade::Upgrading;
 use crate::upstream::Attempt;
 use crate::upstream::call::{Call, CallBody, Limit, Trace};
+use crate::upstream::h1::TunnelIo;
 use crate::upstream::handshake::{Opened, open_tunnel};
 use crate::upstream::tunnel::{Cause, TunnelOptions, run};
 
-/// Longest wait for both sides to switch after the 101: the client's side is switched once the 101 is written.
+/// Longest wait for the client's side to switch: it does once the 101 is written.
 const SWITCH: Duration = Duration::from_secs(10);
 
 /// A tunnel that begins when the 101 has gone out.
 pub struct Opening {
-    client: OnUpgrade,
-    upstream: OnUpgrade,
+    client: Upgrading,
+    upstream: TunnelIo,
     attempt: Attempt,
     idle_timeout: Option<Duration>,
     cut: tokio::sync::watch::Receiver<bool>,
@@ -63,9 +62,8 @@ pub(super) async fn open(
     note(cx, &trace);
     match opened.map_err(|failure| refusal_of(&failure))? {
         Opened::Response(response) => Ok(answer_of(response, cx, None)),
-        Opened::Tunnel(mut response, attempt) => {
-            let upstream = hyper::upgrade::on(&mut response);
-            let (mut parts, _) = response.into_parts();
+        Opened::Tunnel(response, attempt) => {
+            let (mut parts, upstream) = response.into_parts();
             parts.extensions.clear();
             crate::http::headers::remove_hop_by_hop(&mut parts.headers);
             parts.version = http::Version::HTTP_11;
@@ -88,20 +86,16 @@ impl Opening {
     pub(super) fn start(self, finish: Box<Finish>) {
         tokio::spawn(async move {
             let Self { client, upstream, attempt, idle_timeout, mut cut, hold } = self;
-            let both = async { (client.await, upstream.await) };
-            let (client, upstream): (Upgraded, Upgraded) = match tokio::time::timeout(SWITCH, both).await {
-                Ok((Ok(client), Ok(upstream))) => (client, upstream),
-                Ok((Err(_), _) | (_, Err(_))) | Err(_) => {
-                    finish.tunnel_ended(0, 0, Some(Reason::ClientClosed));
-                    return;
-                }
+            let Ok(Some(client)) = tokio::time::timeout(SWITCH, client.switched()).await else {
+                finish.tunnel_ended(0, 0, Some(Reason::ClientClosed));
+                return;
             };
             let route = finish.route.clone();
             let worker = finish.worker;
             if let Some(route) = &route {
                 route.metrics.tunnel_opened(worker);
             }
-            let (sides, client, upstream) = Sides::of(TokioIo::new(client), TokioIo::new(upstream));
+            let (sides, client, upstream) = Sides::of(client, upstream);
             let options = TunnelOptions {
                 idle_timeout,
                 drain: async move {

@@ -11,10 +11,10 @@ use std::time::Instant;
 use ::http::HeaderMap;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
 use crate::http::clock::Clock;
+use crate::http::incoming::Incoming;
 
 /// Longest body that is kept for another attempt.
 pub const REPLAY_LIMIT: usize = 64 << 10;
@@ -117,7 +117,7 @@ impl Drop for Replay {
 impl ClientBody {
     /// A body of at most `limit` bytes. With `replay` it is kept, up to [`REPLAY_LIMIT`], so that another attempt can send it again.
     pub fn new(incoming: Incoming, limit: Option<u64>, replay: bool, filter: Option<TrailerFilter>, clock: Arc<Clock>) -> Arc<Self> {
-        let length = incoming.size_hint().exact();
+        let length = incoming.length();
         // A long body would be dropped from the buffer anyway.
         let replay = (replay && length.is_none_or(|length| length <= REPLAY_LIMIT as u64)).then(Replay::default);
         let state = State {

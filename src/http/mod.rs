@@ -9,11 +9,14 @@ pub mod fetch;
 pub mod fields;
 pub mod grpc;
 pub mod grpc_web;
+pub mod h1;
 pub mod headers;
+pub mod incoming;
 pub mod problem;
 pub mod selector;
 pub mod target;
 pub mod template;
+pub mod upgrade;
 pub mod watched;
 pub mod websocket;
 

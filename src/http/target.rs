@@ -8,7 +8,7 @@ mod path;
 use http::{Method, Uri};
 
 pub use encoding::{cookie_value, encode_query_component, encode_segment, percent_decode, query_value};
-pub use framing::{check_framing, head_has_length_and_chunked, sent_twice};
+pub use framing::{check_framing, sent_twice};
 pub use host::{canonical_host, host};
 pub use path::{canonical, canonical_path};
 

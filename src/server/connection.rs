@@ -1,16 +1,16 @@
 //! One client connection from its first byte to its last: PROXY header, TLS, HTTP version, then requests.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
@@ -23,11 +23,14 @@ use crate::gateway::{Ending, Inbound, Snapshot, handle};
 use crate::http::Connection;
 use crate::http::clock::{Clock, ConnectionTimeouts, Phase};
 use crate::http::connection::ConnectionState;
+use crate::http::incoming::Incoming;
 use crate::http::watched::{End, Watched};
+use crate::server::h1::Http1;
 use crate::server::io::{ClientIo, Transport};
 use crate::server::listener::{Listener, Stage};
 use crate::server::per_ip::{Counted, PerIp};
 use crate::server::proxy_protocol;
+use crate::server::streams::{StreamExecutor, Streams};
 use crate::server::worker::{Accepted, Open, State};
 use crate::telemetry::metrics::ConnectionError;
 use crate::tls::{Alpn, client_certificate, negotiated, tls_version_word};
@@ -41,14 +44,8 @@ const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Bytes of one stream that wait to be written.
 const SEND_BUFFER: usize = 64 << 10;
-/// hyper's own limit on heads is the backstop behind ours, which answers with a body.
+/// The protocol library's own limit on heads is the backstop behind ours, which answers with a body.
 const BACKSTOP: usize = 2;
-/// hyper's own limit on the number of fields.
-const HYPERS_FIELDS: usize = 100;
-/// Up to here a head that is too large is answered by us, with a body that says why.
-const LEAST_HEAD: usize = 64 << 10;
-/// hyper takes no smaller limit.
-const LEAST_BUFFER: usize = 16 << 10;
 /// How long an HTTP/2 connection may take to end after GOAWAY when it was idle.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// The same for one that floods: just long enough to write it.
@@ -166,10 +163,10 @@ async fn within<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Ou
 }
 
 /// What the requests of a connection have in common.
-struct Session {
-    worker: usize,
+pub(super) struct Session {
+    pub(super) worker: usize,
     state: Arc<State>,
-    listener: Arc<Listener>,
+    pub(super) listener: Arc<Listener>,
     connection: Arc<Connection>,
     held: Arc<Held>,
     ending: Arc<Ending>,
@@ -201,7 +198,8 @@ impl Session {
         }
     }
 
-    fn inbound(&self, clock: Arc<Clock>, state: Option<Arc<ConnectionState>>) -> Inbound {
+    /// What comes with a request.
+    pub(super) fn inbound(&self, clock: Arc<Clock>, state: Option<Arc<ConnectionState>>) -> Inbound {
         Inbound {
             worker: self.worker,
             snapshot: self.state.snapshot.load_full(),
@@ -209,6 +207,7 @@ impl Session {
             clock,
             state,
             ending: Arc::clone(&self.ending),
+            upgrading: None,
         }
     }
 
@@ -216,45 +215,42 @@ impl Session {
         let state = Arc::new(ConnectionState::new(Arc::clone(&clock)));
         // Set once, here.
         let _ = state.hold.set(Arc::clone(&self.held) as _);
-        let io = ClientIo::new(transport, prefix, Arc::clone(&state), Arc::clone(&self.listener.metrics), self.worker);
-        let service = service_fn(|request: Request<Incoming>| {
-            let inbound = self.inbound(Arc::clone(&state.clock), Some(Arc::clone(&state)));
-            // A reload may have changed them.
-            state.clock.set_timeouts(inbound.snapshot.timeouts);
-            async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request).await) }
-        });
-        let (max_headers, max_size) = self.limits();
-        let mut builder = http1::Builder::new();
-        if let Some(max_headers) = max_headers {
-            builder.max_headers(max_headers);
-        }
-        let connection = builder
-            .header_read_timeout(None)
-            .max_header_size(max_size)
-            .max_buf_size(max_size.max(LEAST_BUFFER))
-            .serve_connection(TokioIo::new(io), service)
-            .with_upgrades();
-        let mut watched = pin!(Watched::new(connection, Arc::clone(&clock)));
+        let io = ClientIo::new(transport, Vec::new(), Arc::clone(&state), Arc::clone(&self.listener.metrics), self.worker);
+        self.listener.metrics.bytes_received(self.worker, prefix.len() as u64);
+        let closing = AtomicBool::new(false);
+        let mut watched = pin!(Watched::new(Http1::new(self, io, &prefix, state, &closing).run(), clock));
+        drop(prefix);
         let mut stages = self.stages();
-        let end = loop {
-            tokio::select! {
-                biased;
-                end = &mut watched => break end,
-                Ok(()) = stages.changed() => match *stages.borrow_and_update() {
+        let mut cut = pin!(async {
+            while stages.changed().await.is_ok() {
+                match *stages.borrow_and_update() {
                     Stage::Serving | Stage::Draining => {}
-                    Stage::Closing => watched.as_mut().inner().graceful_shutdown(),
+                    Stage::Closing => closing.store(true, Relaxed),
                     Stage::Cut => return,
-                },
+                }
             }
+            // The listener is gone without a word, which it never is: nothing changes any more.
+            std::future::pending().await
+        });
+        let draining = self.listener.draining();
+        let mut heard = false;
+        let end = poll_fn(|cx| {
+            // Looked at once, to be woken, and then only when there is news: this runs several times a request.
+            if !std::mem::replace(&mut heard, true) || draining.load(Relaxed) {
+                if cut.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+            }
+            watched.as_mut().poll(cx).map(Some)
+        })
+        .await;
+        let error = match end {
+            Some(End::Cut(Phase::Head)) => Some(ConnectionError::HeaderTimeout),
+            Some(End::Done(error)) => error,
+            Some(End::Cut(_)) | None => None,
         };
-        match end {
-            End::Cut(Phase::Head) => self.listener.metrics.connection_error(self.worker, ConnectionError::HeaderTimeout),
-            End::Done(Err(error)) if error.is_parse_too_large() => {
-                self.listener.metrics.connection_error(self.worker, ConnectionError::TooLarge)
-            }
-            End::Done(Err(error)) if error.is_parse() => self.listener.metrics.connection_error(self.worker, ConnectionError::BadRequest),
-            // Clients leave as they please; what that meant for a request is in its log line.
-            End::Done(Ok(()) | Err(_)) | End::Cut(_) => {}
+        if let Some(error) = error {
+            self.listener.metrics.connection_error(self.worker, error);
         }
     }
 
@@ -267,14 +263,9 @@ impl Session {
         stages
     }
 
-    /// hyper's limits on the number of fields and the size of a head.
-    ///
-    /// The default number of fields is hyper's as well, and is left to it: any explicit number moves the parser's arrays to the heap,
-    /// 13 KiB per request.
-    fn limits(&self) -> (Option<usize>, usize) {
-        let snapshot = self.state.snapshot.load();
-        let max_headers = (snapshot.max_headers != HYPERS_FIELDS).then_some(snapshot.max_headers.saturating_mul(BACKSTOP).min(4096));
-        (max_headers, snapshot.max_header_size.saturating_mul(BACKSTOP).max(LEAST_HEAD))
+    /// The configuration of this moment.
+    pub(super) fn snapshot(&self) -> arc_swap::Guard<Arc<Snapshot>> {
+        self.state.snapshot.load()
     }
 
     async fn run_h2(&self, transport: Transport, prefix: Vec<u8>, timeouts: ConnectionTimeouts) {
@@ -282,19 +273,17 @@ impl Session {
         let state = Arc::new(ConnectionState::new(Arc::clone(&clock)));
         let flood = Arc::new(Notify::new());
         let io = ClientIo::new(transport, prefix, state, Arc::clone(&self.listener.metrics), self.worker).h2(Arc::clone(&flood));
-        let streams =
-            StreamExecutor { connection: Arc::clone(&clock), next: Arc::default(), open: Arc::default(), tunnels: Arc::default() };
-        let (next, tunnels) = (Arc::clone(&streams.next), Arc::clone(&streams.tunnels));
-        let connection_clock = Arc::clone(&clock);
-        let service = service_fn(|request: Request<Incoming>| {
+        let streams = Streams::of(&clock);
+        let service = service_fn(|request: Request<hyper::body::Incoming>| {
             let clock = Arc::new(Clock::new(Phase::Request, Instant::now(), timeouts));
-            *next.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&clock));
+            streams.expect(Arc::clone(&clock));
             let inbound = self.inbound(clock, None);
-            connection_clock.set_timeouts(inbound.snapshot.timeouts);
-            async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request).await) }
+            streams.clock().set_timeouts(inbound.snapshot.timeouts);
+            // Boxed before hyper hands it on by value several times, and gone once the head is out, however long the body goes on.
+            Box::pin(async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request.map(Incoming::Http2)).await) })
         });
         let snapshot = self.state.snapshot.load_full();
-        let mut builder = http2::Builder::new(streams);
+        let mut builder = http2::Builder::new(StreamExecutor::new(&streams));
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(snapshot.max_streams)
@@ -319,7 +308,7 @@ impl Session {
                     Stage::Serving => {}
                     Stage::Draining | Stage::Closing => watched.as_mut().inner().graceful_shutdown(),
                     Stage::Cut => {
-                        if tunnels.load(Relaxed) > 0 {
+                        if streams.has_tunnels() {
                             // Tunnels say goodbye to both sides through this connection.
                             let _ = tokio::time::timeout(GOODBYE, watched.as_mut().inner()).await;
                         }
@@ -390,61 +379,6 @@ async fn sniff(transport: &mut Transport) -> io::Result<Option<(bool, Vec<u8>)>>
         }
         if common == PREFACE.len() {
             return Ok(Some((true, bytes)));
-        }
-    }
-}
-
-/// Runs the streams of an HTTP/2 connection, each beside its own clock, and keeps the connection's clock: idle without streams.
-#[derive(Clone)]
-struct StreamExecutor {
-    connection: Arc<Clock>,
-    /// The clock of the request whose stream is about to be run: hyper calls the service and this executor one after the other.
-    next: Arc<Mutex<Option<Arc<Clock>>>>,
-    open: Arc<AtomicUsize>,
-    /// Of these, the tunnels.
-    tunnels: Arc<AtomicUsize>,
-}
-
-impl<F> hyper::rt::Executor<F> for StreamExecutor
-where
-    F: Future + Send + 'static,
-    F::Output: Send,
-{
-    fn execute(&self, future: F) {
-        let clock = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.open.fetch_add(1, Relaxed);
-        self.connection.enter(Phase::Tunnel, Instant::now());
-        let guard = StreamGuard { connection: Arc::clone(&self.connection), open: Arc::clone(&self.open) };
-        let Some(clock) = clock else {
-            // The driver of an upgraded stream (WebSocket): it has timers of its own, but the connection is in use.
-            let tunnels = Arc::clone(&self.tunnels);
-            tunnels.fetch_add(1, Relaxed);
-            tokio::spawn(async move {
-                let _guard = guard;
-                future.await;
-                tunnels.fetch_sub(1, Relaxed);
-            });
-            return;
-        };
-        let watched: Watched<Pin<Box<F>>, _> = Watched::new(Box::pin(future), clock);
-        tokio::spawn(async move {
-            let _guard = guard;
-            // A stream that is cut is reset when its future is dropped.
-            watched.await;
-        });
-    }
-}
-
-/// Notes the end of a stream.
-struct StreamGuard {
-    connection: Arc<Clock>,
-    open: Arc<AtomicUsize>,
-}
-
-impl Drop for StreamGuard {
-    fn drop(&mut self) {
-        if self.open.fetch_sub(1, Relaxed) == 1 {
-            self.connection.enter(Phase::Idle, Instant::now());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The client's socket as hyper sees it: counts bytes, notes when a request head begins, keeps the raw head for the framing check,
-//! replays what was read to tell HTTP/1 from HTTP/2, and resets instead of closing where a plain close would look like an end.
+//! The client's socket: counts bytes, replays what was read to tell HTTP/1 from HTTP/2, watches the frames of HTTP/2, and resets
+//! instead of closing where a plain close would look like an end.
 
 use std::io;
 use std::pin::Pin;
@@ -94,6 +94,20 @@ impl ClientIo {
         self
     }
 
+    /// Gives back what was read too far: it is read again first.
+    pub fn unread(&mut self, bytes: Vec<u8>) {
+        self.prefix = bytes;
+        self.replayed = 0;
+    }
+
+    /// Whether a read would find something; if not, the task is woken when it might. TLS cannot say before it has decrypted.
+    pub fn may_be_readable(&self, cx: &mut Context<'_>) -> bool {
+        match &self.transport {
+            Transport::Plain(tcp) => self.replayed < self.prefix.len() || tcp.poll_read_ready(cx).is_ready(),
+            Transport::Tls(_) => true,
+        }
+    }
+
     /// An answer can be out of our hands while much of it waits to be written: a slow client that takes it is not idle.
     fn note_block(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_pending() {
@@ -136,7 +150,7 @@ impl AsyncRead for ClientIo {
         if !bytes.is_empty() {
             this.metrics.bytes_received(this.worker, bytes.len() as u64);
             match &mut this.guard {
-                None => this.state.received(bytes),
+                None => this.state.clock.moved(bytes.len()),
                 Some(guard) => guard.received(bytes, &this.state),
             }
         }

@@ -7,10 +7,12 @@ pub mod io;
 pub mod listener;
 pub mod per_ip;
 pub mod proxy_protocol;
+pub mod streams;
 pub mod worker;
 
 mod apply;
 mod control;
+mod h1;
 use crate::config::Config;
 use crate::config::load::Source;
 use crate::config::problem::Report;

@@ -1,46 +1,83 @@
 //! The body of an upstream's response, which keeps the connection it comes on.
 
+use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::CONNECTION;
-use http::{Response, Version};
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::http::headers::Survey;
 use crate::upstream::Attempt;
+use crate::upstream::h1::{self, H1};
 use crate::upstream::pool::Lease;
 
-/// The body of an upstream's response. Its end gives the connection back; dropping it earlier closes the connection.
+/// Where a response's body comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// Nowhere any more.
+    Ended,
+    /// Its HTTP/1.1 connection.
+    H1(H1),
+    /// A stream of HTTP/2.
+    H2(Incoming),
+}
+
+/// The body of an upstream's response. Its end gives the connection back; dropping it earlier closes the connection, or the stream.
 #[derive(Debug)]
 pub struct UpstreamBody {
-    incoming: Incoming,
+    source: Source,
     lease: Option<Lease>,
     attempt: Option<Attempt>,
-    /// Whether the connection can take another request once the body has ended.
-    reusable: bool,
     /// When the head came: from then on the connection counts as idle, which saves a look at the clock at the end.
     since: Instant,
     cut: bool,
 }
 
-impl UpstreamBody {
-    pub(super) fn wrap(response: Response<Incoming>, lease: Lease, attempt: Attempt, since: Instant) -> Response<Self> {
-        let reusable = response.version() != Version::HTTP_10 && may_keep_alive(&response, &lease);
-        let (parts, incoming) = response.into_parts();
-        let mut body = Self { incoming, lease: Some(lease), attempt: Some(attempt), reusable, since, cut: false };
-        if body.incoming.is_end_stream() {
-            body.ended();
-        }
-        Response::from_parts(parts, body)
-    }
+/// Why a body was cut.
+#[derive(Debug)]
+pub enum BodyError {
+    /// Over HTTP/1.1.
+    H1(h1::Error),
+    /// Over HTTP/2.
+    H2(hyper::Error),
+}
 
-    /// The body of a response on a connection that is not kept.
-    pub(super) fn unpooled(response: Response<Incoming>, attempt: Attempt) -> Response<Self> {
-        response.map(|incoming| Self { incoming, lease: None, attempt: Some(attempt), reusable: false, since: Instant::now(), cut: false })
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::H1(error) => error.fmt(f),
+            Self::H2(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::H1(error) => std::error::Error::source(error),
+            Self::H2(error) => std::error::Error::source(error),
+        }
+    }
+}
+
+impl UpstreamBody {
+    /// The response that came on `lease`; without one its connection is not kept.
+    pub(super) fn wrap(response: Response<Source>, lease: Option<Lease>, attempt: Attempt, since: Instant) -> Response<Self> {
+        response.map(|source| {
+            let mut body = Self { source, lease, attempt: Some(attempt), since, cut: false };
+            if let (Source::H1(connection), Some(lease)) = (&body.source, &body.lease)
+                && let Some(limit) = connection.idle_limit()
+            {
+                lease.pool().learn_idle_timeout(limit);
+            }
+            if body.is_end_stream() {
+                body.ended();
+            }
+            body
+        })
     }
 
     /// Whether the upstream ended it early.
@@ -49,50 +86,36 @@ impl UpstreamBody {
     }
 
     fn ended(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            lease.give_back(self.reusable, self.since);
+        let source = std::mem::replace(&mut self.source, Source::Ended);
+        if let (Source::H1(mut connection), Some(lease)) = (source, &self.lease)
+            && connection.finish()
+        {
+            lease.give_back(connection, self.since);
         }
+        self.lease = None;
         self.attempt = None;
     }
 }
 
-/// Whether the connection can take another request; learns from `Keep-Alive: timeout=` how long.
-fn may_keep_alive(response: &Response<Incoming>, lease: &Lease) -> bool {
-    let seen = Survey::of(response.headers());
-    if seen.keep_alive()
-        && let Some(keep_alive) = response.headers().get("keep-alive")
-        && let Some(seconds) = keep_alive.to_str().ok().and_then(timeout_parameter)
-    {
-        lease.pool().learn_idle_timeout(Duration::from_secs(seconds));
-    }
-    !seen.connection() || !response.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
-}
-
-fn timeout_parameter(text: &str) -> Option<u64> {
-    text.split(',').find_map(|parameter| parameter.trim().strip_prefix("timeout=")?.parse().ok())
-}
-
 impl Body for UpstreamBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let mut frame = Pin::new(&mut this.incoming).poll_frame(cx);
-        if frame.is_pending()
-            && let Some(lease) = &mut this.lease
-        {
-            // Asking told the connection that more is wanted; now it reads.
-            lease.drive(cx);
-            frame = Pin::new(&mut this.incoming).poll_frame(cx);
-        }
-        let frame = std::task::ready!(frame);
+        let frame = match &mut this.source {
+            Source::Ended => return Poll::Ready(None),
+            Source::H1(connection) => ready!(connection.poll_body(cx)).map(|frame| frame.map_err(BodyError::H1)),
+            Source::H2(incoming) => ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::H2)),
+        };
         match &frame {
-            Some(Ok(_)) if this.incoming.is_end_stream() => this.ended(),
+            Some(Ok(_)) if this.is_end_stream() => this.ended(),
             Some(Ok(_)) => {}
             None => this.ended(),
-            Some(Err(_)) => {
+            Some(Err(error)) => {
+                tracing::debug!(%error, "response cut");
                 this.cut = true;
+                this.source = Source::Ended;
                 this.lease = None;
                 this.attempt = None;
             }
@@ -101,10 +124,19 @@ impl Body for UpstreamBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.source {
+            // A body that was cut never looks complete.
+            Source::Ended => !self.cut,
+            Source::H1(connection) => connection.is_body_ended(),
+            Source::H2(incoming) => incoming.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.source {
+            Source::Ended => SizeHint::with_exact(0),
+            Source::H1(connection) => connection.size_hint(),
+            Source::H2(incoming) => incoming.size_hint(),
+        }
     }
 }

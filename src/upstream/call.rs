@@ -7,16 +7,15 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
-use http_body::Body;
 
 use crate::error::Reason;
 use crate::http::body::{BoxedBody, ClientBody, RequestBody};
 use crate::http::clock::{Clock, Expired};
-use crate::upstream::connect::Sender;
 use crate::upstream::failure::Failure;
+use crate::upstream::h1;
 use crate::upstream::retry::{Retriable, RetryPolicy};
 use crate::upstream::{Endpoint, FailKind};
 
@@ -162,7 +161,8 @@ impl Call<'_> {
         self.idempotent && self.replayable()
     }
 
-    fn body(&self) -> RequestBody {
+    /// The body for one more attempt.
+    pub(super) fn body(&self) -> RequestBody {
         match &self.body {
             CallBody::Empty => RequestBody::Empty,
             CallBody::Full(bytes) => RequestBody::Full(bytes.clone()),
@@ -173,57 +173,42 @@ impl Call<'_> {
         }
     }
 
-    /// Whether the header fields must stay behind for another attempt. Over HTTP/1.1 nothing that may have been acted on is sent again,
-    /// and what was not sent comes back; over HTTP/2 the upstream may say of any request that it did not take it.
-    fn keeps_headers(&self, sender: &Sender) -> bool {
-        self.idempotent || matches!(sender, Sender::H2(_))
+    /// The request's head for an HTTP/1.1 endpoint.
+    pub(super) fn head<'c>(&'c self, endpoint: &'c Endpoint) -> h1::Head<'c> {
+        h1::Head {
+            method: self.method,
+            target: self.target.as_str(),
+            host: self.host.as_ref().unwrap_or(&endpoint.authority),
+            headers: &self.headers,
+        }
     }
 
-    /// The request as `sender` wants it.
-    pub(super) fn request(&mut self, sender: &Sender, endpoint: &Endpoint) -> Request<RequestBody> {
-        let body = self.body();
-        let mut headers = if self.keeps_headers(sender) { self.headers.clone() } else { std::mem::take(&mut self.headers) };
+    /// The request for an HTTP/2 endpoint. The header fields stay behind for another attempt: the upstream may say of any request that it
+    /// did not take it.
+    pub(super) fn request(&self, endpoint: &Endpoint) -> Request<RequestBody> {
         let host = self.host.as_ref().unwrap_or(&endpoint.authority);
-        let mut request = Request::new(body);
+        let mut request = Request::new(self.body());
         *request.method_mut() = self.method.clone();
-        match sender {
-            Sender::H1(_) => {
-                *request.uri_mut() = Uri::from(self.target.clone());
-                headers.insert(HOST, host.clone());
-                // hyper drops a body of unknown length on these methods unless it is told to send chunks.
-                if matches!(*self.method, Method::GET | Method::HEAD) && request.body().size_hint().exact().is_none() {
-                    headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-                }
-            }
-            Sender::H2(_) => {
-                headers.remove(HOST);
-                *request.uri_mut() = absolute(&self.target, host, endpoint.tls);
-                *request.version_mut() = Version::HTTP_2;
-            }
-        }
+        *request.uri_mut() = absolute(&self.target, host, endpoint.tls);
+        *request.version_mut() = Version::HTTP_2;
+        let mut headers = self.headers.clone();
+        headers.remove(HOST);
         *request.headers_mut() = headers;
         request
     }
 
-    /// Takes back what was not sent.
-    pub(super) fn restore(&mut self, request: Request<RequestBody>) {
-        let (parts, body) = request.into_parts();
-        if self.headers.is_empty() {
-            self.headers = parts.headers;
-            self.headers.remove(TRANSFER_ENCODING);
-        }
+    /// Takes back a body that was not sent.
+    pub(super) fn restore(&self, body: RequestBody) {
         if let (CallBody::Once(slot), RequestBody::Boxed(body)) = (&self.body, body) {
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
         }
     }
-}
 
-impl Call<'_> {
-    /// A send error in the light of what the client's body went through.
-    pub(super) fn failure_of(&self, error: &hyper::Error) -> Failure {
+    /// A failure in the light of what the client's body went through.
+    pub(super) fn failure_of(&self, failure: Failure) -> Failure {
         match &self.body {
-            CallBody::Client(body) => body.failure().map_or_else(|| Failure::of_send(error), Failure::of_body),
-            CallBody::Empty | CallBody::Full(_) | CallBody::Once(_) => Failure::of_send(error),
+            CallBody::Client(body) => body.failure().map_or(failure, Failure::of_body),
+            CallBody::Empty | CallBody::Full(_) | CallBody::Once(_) => failure,
         }
     }
 

@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use http::header::TRANSFER_ENCODING;
-use http::{Response, StatusCode, Version};
-use hyper::body::Incoming;
+use http::{Request, Response, StatusCode, Version};
+use hyper::client::conn::http2::SendRequest;
 
 use crate::error::Reason;
 use crate::health::breaker::Verdict;
-use crate::http::headers::Survey;
+use crate::http::body::RequestBody;
+use crate::http::h1::ResponseHead;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::attempt::{Attempt, FailKind};
-use crate::upstream::body::UpstreamBody;
+use crate::upstream::body::{Source, UpstreamBody};
 use crate::upstream::call::{Call, Over, Trace};
 use crate::upstream::connect::{ConnectError, Sender};
 use crate::upstream::failure::{Failure, source, wrong};
+use crate::upstream::h1::H1;
 use crate::upstream::pool::Lease;
 use crate::upstream::retry::{Retriable, RetryAfter, RetryPolicy, retry_after};
 use crate::upstream::{Endpoint, PickArgs, PickError, Upstream};
@@ -125,7 +126,7 @@ async fn attempt(
                 Some(kind) => attempt.failed(now, elapsed, kind),
                 None => attempt.succeeded(now, elapsed),
             }
-            (Ok(UpstreamBody::wrap(response, lease, attempt, now)), Some(endpoint))
+            (Ok(UpstreamBody::wrap(response, Some(lease), attempt, now)), Some(endpoint))
         }
         Err(failure) => {
             counts.attempt_failed(call.worker, failure.reason);
@@ -201,7 +202,7 @@ async fn on_endpoint(
     connect_timeout: Duration,
     picked: Instant,
     per_try: Option<Instant>,
-) -> Result<(Response<Incoming>, Lease), Failure> {
+) -> Result<(Response<Source>, Lease), Failure> {
     let mut lease = endpoint.pool.checkout(call.worker, picked);
     loop {
         let mut leased = match lease.take() {
@@ -209,46 +210,112 @@ async fn on_endpoint(
             // Rare paths are boxed: the future of a request is moved once, as large as its largest branch.
             None => Box::pin(connect(endpoint, call, connect_timeout, per_try)).await?,
         };
-        let Some(sender) = leased.sender.as_mut() else {
-            return Err(Failure::new(Reason::Internal, "A connection without a sender."));
+        let unanswered = match leased.sender.take() {
+            None => return Err(Failure::new(Reason::Internal, "A connection without a sender.")),
+            Some(Sender::H1(connection)) if call.needs_h2 => {
+                leased.give_back(connection, picked);
+                return Err(Failure::of_connect(&ConnectError::Protocol("gRPC needs an HTTP/2 endpoint")));
+            }
+            Some(Sender::H1(mut connection)) => {
+                let started = connection.start(&call.head(endpoint), call.body());
+                let answered = match started {
+                    Ok(()) => call.limit.run(per_try, std::future::poll_fn(|cx| connection.poll_head(cx))).await,
+                    Err(error) => Ok(Err(error)),
+                };
+                match answered {
+                    Err(over) => return Err(over.failure()),
+                    Ok(Ok(head)) => return answer(head, connection).map(|response| (response, leased)),
+                    Ok(Err(error)) => unanswered(call, &mut connection, &error),
+                }
+            }
+            Some(Sender::H2(sender)) => match Box::pin(over_h2(call, endpoint, sender, per_try)).await? {
+                Ok(response) => return Ok((response, leased)),
+                Err(unanswered) => unanswered,
+            },
         };
-        if call.needs_h2 && matches!(sender, Sender::H1(_)) {
-            leased.give_back(true, picked);
-            return Err(Failure::of_connect(&ConnectError::Protocol("gRPC needs an HTTP/2 endpoint")));
-        }
-        let request = call.request(sender, endpoint);
-        let sent = match sender {
-            Sender::H1(connection) => call.limit.run(per_try, connection.send(request)).await,
-            Sender::H2(sender) => call.limit.run(per_try, sender.try_send_request(request)).await,
-        };
-        let mut error = match sent {
-            Err(over) => return Err(over.failure()),
-            Ok(Ok(response)) => return check(response).map(|response| (response, leased)),
-            Ok(Err(error)) => error,
-        };
-        let unsent = error.take_message();
-        let never_sent = unsent.is_some();
-        if let Some(request) = unsent {
-            call.restore(request);
-        }
-        let mut failure = call.failure_of(error.error());
-        if never_sent && failure.retriable == Some(Retriable::Reset) {
-            // Not one byte was written: as safe as a connection that was refused.
-            failure.retriable = Some(Retriable::Connect);
-        }
-        let closed = leased.reused && was_closed(&failure, error.error());
-        if !closed || !(never_sent && call.replayable() || call.repeatable()) {
-            return Err(failure);
+        let closed = leased.reused && unanswered.closed;
+        if !closed || !(unanswered.never_sent && call.replayable() || call.repeatable()) {
+            return Err(unanswered.failure);
         }
     }
 }
 
-/// Whether the error says that the connection had ended, not that the upstream refused this one request on a connection that lives on.
-fn was_closed(failure: &Failure, error: &hyper::Error) -> bool {
-    match failure.retriable {
-        Some(Retriable::Connect | Retriable::Reset) => source::<h2::Error>(error).is_none_or(|h2| !h2.is_reset()),
-        Some(Retriable::Timeout | Retriable::Status(_)) | None => false,
+/// A connection that brought no answer.
+struct Unanswered {
+    failure: Failure,
+    /// Not one byte of the request was written.
+    never_sent: bool,
+    /// The connection had ended, as a kept one may: it is not that this one request was refused or answered badly.
+    closed: bool,
+}
+
+impl Unanswered {
+    fn new(mut failure: Failure, never_sent: bool, closed: bool) -> Self {
+        if never_sent && failure.retriable == Some(Retriable::Reset) {
+            // As safe as a connection that was refused.
+            failure.retriable = Some(Retriable::Connect);
+        }
+        let ended = matches!(failure.retriable, Some(Retriable::Connect | Retriable::Reset));
+        Self { failure, never_sent, closed: closed && ended }
     }
+}
+
+/// The final response that came over HTTP/1.1.
+fn answer(head: ResponseHead, connection: H1) -> Result<Response<Source>, Failure> {
+    if head.status.is_informational() {
+        return Err(wrong("The upstream switched protocols without being asked."));
+    }
+    Ok(response(head, Source::H1(connection)))
+}
+
+/// A response made of what was read.
+pub(super) fn response<B>(head: ResponseHead, body: B) -> Response<B> {
+    let mut response = Response::new(body);
+    *response.status_mut() = head.status;
+    *response.version_mut() = head.version;
+    *response.headers_mut() = head.headers;
+    if let Some(reason) = head.reason
+        && let Ok(reason) = hyper::ext::ReasonPhrase::try_from(reason)
+    {
+        response.extensions_mut().insert(reason);
+    }
+    response
+}
+
+#[cold]
+fn unanswered(call: &Call<'_>, connection: &mut H1, error: &crate::upstream::h1::Error) -> Unanswered {
+    tracing::debug!(%error, "no response");
+    let never_sent = !connection.has_sent();
+    if never_sent && let Some(body) = connection.take_untouched_body() {
+        call.restore(body);
+    }
+    Unanswered::new(call.failure_of(Failure::of_h1(error)), never_sent, !connection.has_received())
+}
+
+/// Sends over HTTP/2, and says what came of it.
+async fn over_h2(
+    call: &mut Call<'_>,
+    endpoint: &Endpoint,
+    mut sender: SendRequest<RequestBody>,
+    per_try: Option<Instant>,
+) -> Result<Result<Response<Source>, Unanswered>, Failure> {
+    let request: Request<RequestBody> = call.request(endpoint);
+    let mut error = match call.limit.run(per_try, sender.try_send_request(request)).await {
+        Err(over) => return Err(over.failure()),
+        Ok(Ok(response)) if response.status().is_informational() => {
+            return Err(wrong("The upstream switched protocols without being asked."));
+        }
+        Ok(Ok(response)) => return Ok(Ok(response.map(Source::H2))),
+        Ok(Err(error)) => error,
+    };
+    let unsent = error.take_message();
+    let never_sent = unsent.is_some();
+    if let Some(request) = unsent {
+        call.restore(request.into_body());
+    }
+    // A stream that was reset says nothing about its connection.
+    let closed = source::<h2::Error>(error.error()).is_none_or(|error| !error.is_reset());
+    Ok(Err(Unanswered::new(call.failure_of(Failure::of_h2(error.error())), never_sent, closed)))
 }
 
 /// What a request is told for which no connection became free.
@@ -301,24 +368,4 @@ pub(super) async fn wait_for(room: impl Future<Output = bool>, call: &Call<'_>, 
         Err(Over::Total(expired)) => Err(Failure::of_expiry(expired)),
         Ok(false) | Err(Over::PerTry) => Err(NO_ROOM),
     }
-}
-
-/// What hyper lets pass in a response head but a gateway must not.
-pub(super) fn check(response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
-    if response.status().is_informational() {
-        return Err(wrong("The upstream switched protocols without being asked."));
-    }
-    let seen = Survey::of(response.headers());
-    if seen.transfer_encoding() && response.version() != Version::HTTP_2 {
-        let headers = response.headers();
-        if let Some(coding) = headers.get(TRANSFER_ENCODING) {
-            if seen.content_length() {
-                return Err(wrong("The upstream's response has both a length and a transfer coding."));
-            }
-            if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") || headers.get_all(TRANSFER_ENCODING).iter().nth(1).is_some() {
-                return Err(wrong("The upstream's response has a transfer coding that is not chunked."));
-            }
-        }
-    }
-    Ok(response)
 }

@@ -5,8 +5,10 @@ use std::error::Error;
 use crate::error::Reason;
 use crate::http::body::BodyFailure;
 use crate::http::clock::Expired;
+use crate::http::h1::framing::FramingError;
 use crate::upstream::FailKind;
-use crate::upstream::connect::{ConnectError, TooManyInterim};
+use crate::upstream::connect::ConnectError;
+use crate::upstream::h1;
 use crate::upstream::retry::Retriable;
 
 /// Why there is no response.
@@ -81,7 +83,7 @@ impl Failure {
         }
     }
 
-    pub(super) fn of_send(error: &hyper::Error) -> Self {
+    pub(super) fn of_h2(error: &hyper::Error) -> Self {
         if let Some(failure) = source::<BodyFailure>(error) {
             return Self::of_body(*failure);
         }
@@ -96,22 +98,31 @@ impl Failure {
                 FailKind::Reset,
             );
         }
-        if error.is_parse() || error.is_parse_status() || is_interim_flood(error) {
-            return Self::attempt(Reason::UpstreamProtocolError, "The upstream's response cannot be read.", None, FailKind::Protocol);
+        CLOSED
+    }
+
+    pub(super) const fn of_h1(error: &h1::Error) -> Self {
+        match error {
+            h1::Error::Request => Self::new(Reason::Internal, "The request cannot be written."),
+            h1::Error::Body(failure) => Self::of_body(*failure),
+            h1::Error::Closed(_) => CLOSED,
+            h1::Error::Framing(FramingError::LengthAndCoding) => wrong("The upstream's response has both a length and a transfer coding."),
+            h1::Error::Framing(FramingError::BadCoding) => wrong("The upstream's response has a transfer coding that is not chunked."),
+            h1::Error::Framing(FramingError::BadLength | FramingError::LengthsDiffer | FramingError::CodingInHttp10)
+            | h1::Error::Parse(_)
+            | h1::Error::Interim
+            | h1::Error::Decode(_) => wrong("The upstream's response cannot be read."),
         }
-        Self::attempt(
-            Reason::UpstreamReset,
-            "The upstream closed the connection before it answered.",
-            Some(Retriable::Reset),
-            FailKind::Reset,
-        )
     }
 }
 
-/// Whether the connection was ended because the upstream sent too many interim responses.
-fn is_interim_flood(error: &hyper::Error) -> bool {
-    source::<std::io::Error>(error).and_then(std::io::Error::get_ref).is_some_and(|inner| inner.is::<TooManyInterim>())
-}
+/// The connection ended before there was a response.
+const CLOSED: Failure = Failure::attempt(
+    Reason::UpstreamReset,
+    "The upstream closed the connection before it answered.",
+    Some(Retriable::Reset),
+    FailKind::Reset,
+);
 
 /// The first error of type `E` in the chain of causes.
 pub(super) fn source<E: Error + 'static>(error: &hyper::Error) -> Option<&E> {

@@ -3,25 +3,24 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::HOST;
-use http::{Request, Response, StatusCode, Uri};
-use hyper::body::Incoming;
+use http::{Method, Response, StatusCode};
 
 use crate::health::breaker::Verdict;
 use crate::http::body::RequestBody;
 use crate::http::websocket::{Answer, WebSocket};
 use crate::telemetry::metrics::UpstreamMetrics;
-use crate::upstream::body::UpstreamBody;
+use crate::upstream::body::{Source, UpstreamBody};
 use crate::upstream::call::{Call, Over, Trace};
-use crate::upstream::client::{DROPPED, NO_ROOM, check, failed_status, may_retry, pick, wait_for};
+use crate::upstream::client::{DROPPED, NO_ROOM, failed_status, may_retry, pick, response, wait_for};
 use crate::upstream::failure::{Failure, wrong};
+use crate::upstream::h1::{H1, Head, TunnelIo};
 use crate::upstream::retry::Retriable;
 use crate::upstream::{Attempt, Endpoint, Upstream};
 
 /// What an upstream answered to a WebSocket handshake.
 pub enum Opened {
     /// 101: bytes flow.
-    Tunnel(Response<Incoming>, Attempt),
+    Tunnel(Response<TunnelIo>, Attempt),
     /// Any other status: an ordinary response.
     Response(Response<UpstreamBody>),
 }
@@ -64,8 +63,8 @@ pub async fn open_tunnel(
                     None => attempt.succeeded(now, elapsed),
                 }
                 return Ok(match response.status() {
-                    StatusCode::SWITCHING_PROTOCOLS => Opened::Tunnel(response, attempt),
-                    _ => Opened::Response(UpstreamBody::unpooled(response, attempt)),
+                    StatusCode::SWITCHING_PROTOCOLS => Opened::Tunnel(response.map(H1::into_tunnel), attempt),
+                    _ => Opened::Response(UpstreamBody::wrap(response.map(Source::H1), None, attempt, now)),
                 });
             }
             Err(failure) => failure,
@@ -93,33 +92,31 @@ async fn handshake(
     call: &mut Call<'_>,
     websocket: &WebSocket,
     timeout: Duration,
-) -> Result<Response<Incoming>, Failure> {
+) -> Result<Response<H1>, Failure> {
     let addresses = endpoint.state.addresses();
     let give_up = Instant::now() + timeout;
-    let mut sender = loop {
+    let mut connection = loop {
         match call.limit.run(None, endpoint.pool.connect_for_tunnel(call.worker, &addresses, timeout)).await {
             Err(over) => return Err(over.failure()),
             Ok(Some(Err(error))) => return Err(Failure::of_connect(&error)),
-            Ok(Some(Ok(sender))) => break sender,
+            Ok(Some(Ok(connection))) => break connection,
             Ok(None) if Instant::now() < give_up => {}
             Ok(None) => return Err(NO_ROOM),
         }
         wait_for(endpoint.pool.wait_for_place(), call, give_up).await?;
     };
     let mut headers = call.headers.clone();
-    headers.insert(HOST, call.host.clone().unwrap_or_else(|| endpoint.authority.clone()));
     websocket.prepare_request(&mut headers);
-    let mut request = Request::new(RequestBody::Empty);
-    *request.uri_mut() = Uri::from(call.target.clone());
-    *request.headers_mut() = headers;
-    let response = match call.limit.run(None, sender.send_request(request)).await {
+    let host = call.host.as_ref().unwrap_or(&endpoint.authority);
+    let head = Head { method: &Method::GET, target: call.target.as_str(), host, headers: &headers };
+    connection.start(&head, RequestBody::Empty).map_err(|error| Failure::of_h1(&error))?;
+    let head = match call.limit.run(None, std::future::poll_fn(|cx| connection.poll_head(cx))).await {
         Err(over) => return Err(over.failure()),
-        Ok(Err(error)) => return Err(Failure::of_send(&error)),
-        Ok(Ok(response)) => response,
+        Ok(Err(error)) => return Err(Failure::of_h1(&error)),
+        Ok(Ok(head)) => head,
     };
-    match websocket.check_response(response.status(), response.headers()) {
-        Answer::Tunnel => Ok(response),
-        Answer::Ordinary => check(response),
+    match websocket.check_response(head.status, &head.headers) {
+        Answer::Tunnel | Answer::Ordinary => Ok(response(head, connection)),
         Answer::Invalid(why) => {
             tracing::debug!(endpoint = &*endpoint.id, why, "bad answer to a WebSocket handshake");
             let detail = "The upstream's answer to the WebSocket handshake is wrong.";

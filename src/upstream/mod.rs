@@ -18,6 +18,7 @@ mod eyeballs;
 pub mod failure;
 mod flow;
 mod frames;
+pub mod h1;
 pub mod handshake;
 pub mod pool;
 pub mod retry;
@@ -27,6 +28,7 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 pub mod tunnel;
+mod wire;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

@@ -9,17 +9,15 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use tokio::sync::{Notify, watch};
 
 use crate::config;
 use crate::http::body::RequestBody;
 use crate::telemetry::metrics::EndpointMetrics;
-use crate::upstream::connect::{ConnectError, Destination, H1, Sender};
+use crate::upstream::connect::{ConnectError, Destination, Sender};
+use crate::upstream::h1::H1;
 
-/// How long a connection may take to become ready again after its response ended, before it is closed: the upstream may have
-/// answered without reading the request body, and such a connection never becomes ready.
-const READY_AGAIN: Duration = Duration::from_secs(1);
 /// Most requests that wait for a connection of one endpoint.
 const MAX_WAITING: usize = 1024;
 
@@ -182,12 +180,15 @@ impl EndpointPool {
                 return Some(self.lease(Sender::H1(idle.connection), worker, true, None));
             }
         }
-        drop(kept);
-        self.checkout_h2(worker)
+        self.share(kept, worker)
     }
 
     fn checkout_h2(self: &Arc<Self>, worker: usize) -> Option<Lease> {
-        let mut kept = self.shard(worker);
+        self.share(self.shard(worker), worker)
+    }
+
+    /// A stream on the open connection with the fewest.
+    fn share(self: &Arc<Self>, mut kept: MutexGuard<'_, Kept>, worker: usize) -> Option<Lease> {
         if kept.h2.is_empty() {
             return None;
         }
@@ -295,7 +296,7 @@ impl EndpointPool {
         worker: usize,
         addresses: &[SocketAddr],
         timeout: Duration,
-    ) -> Option<Result<http1::SendRequest<RequestBody>, ConnectError>> {
+    ) -> Option<Result<H1, ConnectError>> {
         let open = self.reserve(worker, true)?;
         let connecting = self.destination.connect_for_tunnel(addresses, open);
         Some(tokio::time::timeout(timeout, connecting).await.unwrap_or(Err(ConnectError::Timeout)))
@@ -426,33 +427,8 @@ impl Lease {
         &self.pool
     }
 
-    /// Moves the bytes of an HTTP/1.1 connection; one of HTTP/2 has a task of its own.
-    pub fn drive(&mut self, cx: &mut std::task::Context<'_>) {
-        if let Some(Sender::H1(connection)) = &mut self.sender {
-            connection.drive(cx);
-        }
-    }
-
-    /// The response ended as it should. A `reusable` connection goes back once the request has ended as well, idle since `since`; one
-    /// that has not within a second (the upstream answered without reading it) is closed.
-    pub fn give_back(mut self, reusable: bool, since: Instant) {
-        let Some(Sender::H1(mut connection)) = self.sender.take() else { return };
-        if connection.is_ready() {
-            if reusable {
-                self.pool.give_back(connection, self.worker, since);
-            }
-            return;
-        }
-        if connection.is_closed() {
-            return;
-        }
-        let (pool, worker) = (Arc::clone(&self.pool), self.worker);
-        tokio::spawn(async move {
-            if let Ok(true) = tokio::time::timeout(READY_AGAIN, connection.ready()).await
-                && reusable
-            {
-                pool.give_back(connection, worker, Instant::now());
-            }
-        });
+    /// Gives an HTTP/1.1 connection back that is fit for another request, idle since `since`.
+    pub fn give_back(&self, connection: H1, since: Instant) {
+        self.pool.give_back(connection, self.worker, since);
     }
 }

@@ -8,7 +8,7 @@ use ::h2::Reason;
 use bytes::Bytes;
 use http::HeaderMap;
 
-use crate::support::client::get;
+use crate::support::client::{self, get};
 use crate::support::frames::{HEAD, PREFACE, frame, frames, raw, went_away};
 use crate::support::h2::{Client, H2Upstream, drain, reply, request, whole};
 use crate::support::{End, Gate, Gateway, PATIENCE, Raw, Then, Upstream, block_on, eventually};
@@ -222,6 +222,69 @@ fn a_slow_reader_slows_the_upstream() {
     });
 }
 
+/// Uploads on `stream` as fast as it is let, until nothing more is taken for 300 ms; how much that was.
+async fn stuff(stream: &mut ::h2::SendStream<Bytes>, most: usize) -> usize {
+    let mut sent = 0;
+    while sent < most {
+        stream.reserve_capacity(16 * 1024);
+        let room = tokio::time::timeout(Duration::from_millis(300), std::future::poll_fn(|cx| stream.poll_capacity(cx))).await;
+        let Ok(room) = room else { break };
+        let chunk = vec![b'x'; room.unwrap().unwrap().min(16 * 1024)];
+        sent += chunk.len();
+        stream.send_data(chunk.into(), false).unwrap();
+    }
+    sent
+}
+
+#[test]
+fn an_upload_waits_for_the_upstream() {
+    const OFFERED: usize = 64 * 1024 * 1024;
+    let go = Gate::new();
+    let (wait, still) = (go.clone(), go.clone());
+    let slow = Upstream::raw(move |conn| {
+        let head = conn.wire.request_head().unwrap().unwrap();
+        if head.target == "/quick" {
+            return conn.ok("quick");
+        }
+        wait.pass();
+        Then::Reset
+    });
+    // This one does not even open its window.
+    let h2 = H2Upstream::serve(move |(request, mut respond)| {
+        let still = still.clone();
+        async move {
+            if request.uri().path() == "/quick" {
+                let mut stream = respond.send_response(http::Response::new(()), false).unwrap();
+                return stream.send_data(Bytes::from_static(b"quick"), true).unwrap();
+            }
+            let _body = request.into_body();
+            tokio::task::spawn_blocking(move || still.pass()).await.unwrap();
+        }
+    });
+    let yaml = "
+        server: { workers: 1, timeouts: { drain: 200ms } }
+        upstreams: { h1: { endpoints: [http://@0] }, h2: { endpoints: [http://@1], protocol: h2 } }
+        routes:
+          - { match: { host: one, prefix: / }, upstream: h1 }
+          - { match: { host: two, prefix: / }, upstream: h2 }";
+    let gateway = Gateway::new(yaml, &[slow.address, h2.address]);
+    block_on(async {
+        // HTTP/1.1 fills the kernel's buffers, HTTP/2 a window and what is on the way to it.
+        for (host, most) in [("one", 16 * 1024 * 1024), ("two", 1024 * 1024)] {
+            let to = |method: &str, path: &str| {
+                http::Request::builder().method(method).uri(format!("http://{host}{path}")).version(http::Version::HTTP_2).body(()).unwrap()
+            };
+            let mut client = Client::connect(gateway.address()).await;
+            let (_response, mut stream) = client.open(to("POST", "/up")).await.unwrap();
+            let sent = stuff(&mut stream, OFFERED).await;
+            assert!(sent > 0 && sent < most, "{host}: {sent} bytes were taken");
+            // The other streams of the connection have a window of their own.
+            assert_eq!(client.ask(to("GET", "/quick"), b"").await.unwrap().text(), "quick", "{host}");
+        }
+    });
+    go.open();
+}
+
 #[test]
 fn a_transfer_that_moves_is_not_idle() {
     let upstream = Upstream::serve(|request, conn| {
@@ -341,6 +404,36 @@ fn a_drain_sends_goaway_and_finishes_what_runs() {
         // The connection ends by itself; what the client still writes at that moment may be lost.
         let _ = client.driver.await.unwrap();
         tokio::task::spawn_blocking(move || stopping.join()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_listener_that_is_removed_sends_its_clients_away_when_they_are_done() {
+    let (asked, go) = (Gate::new(), Gate::new());
+    let (its, wait) = (asked.clone(), go.clone());
+    let upstream = Upstream::serve(move |_, conn| {
+        its.open();
+        wait.pass();
+        conn.ok("done")
+    });
+    let yaml = format!("{}server: {{ workers: 1, timeouts: {{ drain: 5s }} }}\n", Gateway::simple(""));
+    let gateway = Gateway::new(&yaml, &[upstream.address]);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    block_on(async {
+        let mut client = Client::connect(gateway.address()).await;
+        let (response, _) = client.start(request("GET", "/last", &[]), b"").await.unwrap();
+        tokio::task::spawn_blocking(move || asked.pass()).await.unwrap();
+        gateway.reload_ok(&format!("listeners: [{{ address: '{free}' }}]\n{yaml}"), &[upstream.address]);
+        let end = Instant::now() + PATIENCE;
+        while client.start(request("GET", "/late", &[]), b"").await.is_ok() {
+            assert!(Instant::now() < end, "no GOAWAY");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        go.open();
+        assert_eq!(whole(response.await.unwrap()).await.unwrap().text(), "done");
+        // The connection ends by itself; what the client still writes at that moment may be lost.
+        let _ = client.driver.await.unwrap();
+        assert_eq!(Client::connect(free).await.get("/new").await.text(), "done");
     });
 }
 
@@ -527,6 +620,62 @@ fn raw_upstream(how: &'static str, tries: Arc<AtomicUsize>) -> std::net::SocketA
         });
     });
     address
+}
+
+#[test]
+fn an_upstream_that_says_goodbye_finishes_what_it_has_and_gets_nothing_more() {
+    let (go, left) = (Gate::new(), Gate::new());
+    let (wait, over) = (go.clone(), left.clone());
+    let served = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let its = Arc::clone(&served);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            for index in 0.. {
+                let Ok((socket, _)) = listener.accept().await else { return };
+                let (its, wait, over) = (Arc::clone(&its), wait.clone(), over.clone());
+                tokio::spawn(async move {
+                    let mut connection = ::h2::server::handshake(socket).await.unwrap();
+                    while let Some(Ok((request, mut respond))) = connection.accept().await {
+                        its.lock().unwrap().push((index, request.uri().path().to_owned()));
+                        if index == 0 {
+                            connection.graceful_shutdown();
+                        }
+                        let wait = wait.clone();
+                        tokio::spawn(async move {
+                            if index == 0 {
+                                tokio::task::spawn_blocking(move || wait.pass()).await.unwrap();
+                            }
+                            let mut stream = respond.send_response(http::Response::new(()), false).unwrap();
+                            stream.send_data(Bytes::from(format!("from {index}")), true).unwrap();
+                        });
+                    }
+                    if index == 0 {
+                        over.open();
+                    }
+                });
+            }
+        });
+    });
+    let gateway = Gateway::new(&h2_route(""), &[address]);
+    let mut first = gateway.connect();
+    first.send(get("/first"));
+    eventually("the first request is upstream", || (served.lock().unwrap().len() == 1).then_some(()));
+    // A request that crosses the GOAWAY may still be taken by the old connection; soon all go to the new one.
+    eventually("a new connection serves", || {
+        let mut next = gateway.connect();
+        next.send(client::request("POST", "/next", &[], ""));
+        let moved = eventually("it is upstream", || served.lock().unwrap().iter().rev().find(|(_, path)| path == "/next").cloned());
+        (moved.0 == 1).then(|| assert_eq!(next.read().text(), "from 1"))
+    });
+    assert_eq!(gateway.request("POST", "/more", &[], "x").text(), "from 1");
+    go.open();
+    assert_eq!(first.read().text(), "from 0");
+    left.pass();
 }
 
 #[test]

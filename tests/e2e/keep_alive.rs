@@ -73,7 +73,7 @@ fn serve(conn: &mut Conn, silent: bool, pings: &AtomicUsize) -> Then {
                 (1, _) if !silent => conn.write(frame(1, 5, stream, b"\x88")),
                 (6, 0) => {
                     pings.fetch_add(1, SeqCst);
-                    if silent { true } else { conn.write(frame(6, 1, 0, &conn.wire.buffer[taken - length..taken].to_vec())) }
+                    if silent { true } else { conn.write(frame(6, 1, 0, &conn.wire.buffer[taken - length..taken])) }
                 }
                 _ => true,
             };

@@ -41,8 +41,9 @@ fn the_default_of_a_hundred_fields_holds() {
     let gateway = Gateway::new("routes: [{ match: /*, respond: { status: 200 } }]", &[]);
     let with = |count: usize| gateway.request("GET", "/", &vec![("X-A", "b"); count], "");
     assert_eq!(with(99).status, 200);
-    // With the default the parser itself refuses: a number of our own would cost every request.
-    assert_eq!(with(100).status, 431);
+    with(100).refused(431, "headers_too_large");
+    // So many that the parser itself refuses them.
+    with(300).refused(431, "headers_too_large");
     let small = Gateway::new("server: { max_headers: 10 }\nroutes: [{ match: /*, respond: { status: 200 } }]", &[]);
     small.request("GET", "/", &[("X-A", "b"); 12], "").refused(431, "headers_too_large");
 }
@@ -50,8 +51,7 @@ fn the_default_of_a_hundred_fields_holds() {
 #[test]
 fn a_head_the_parser_refuses_is_counted() {
     let gateway = Gateway::new(SMALL, &[]);
-    let answer = gateway.ask("NOT HTTP AT ALL\r\n\r\n");
-    assert_eq!((answer.status, answer.text().as_str()), (400, ""));
+    gateway.ask("NOT HTTP AT ALL\r\n\r\n").refused(400, "bad_request");
     gateway.metric_becomes(&format!("gateway_connection_errors_total{{listener=\"{}\",kind=\"bad_request\"}}", gateway.address()), 1.0);
 }
 
@@ -90,11 +90,4 @@ fn connections_of_one_address_beyond_its_limit_are_closed() {
         let (bytes, _) = raw.rest();
         bytes.starts_with(b"HTTP/1.1 200").then_some(())
     });
-}
-
-#[test]
-#[ignore = "BUG: with the default of 100 fields the parser refuses the 101st itself, with an empty 431 that has no log line (semantics.md, 1.1)"]
-fn one_field_over_the_default_is_refused_with_a_body() {
-    let gateway = Gateway::new("routes: [{ match: /*, respond: { status: 200 } }]", &[]);
-    gateway.request("GET", "/", &[("X-A", "b"); 100], "").refused(431, "headers_too_large");
 }

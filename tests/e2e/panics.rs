@@ -99,12 +99,15 @@ fn a_panic_on_the_way_in_costs_its_request_only() {
     assert_eq!(answer.header("x-request-id"), Some("mine"));
     assert!(!answer.closes());
     assert_eq!(raw.ask(get("/200")).text(), "fine", "on the same connection");
+    let head = raw.send(request("HEAD", "/head", &[("X-Defect", "1")], "")).read_to_head();
+    assert_eq!((head.status, raw.wire.buffer.len()), (500, 0));
+    assert_eq!(raw.ask(get("/200")).text(), "fine");
     assert_eq!(gateway.connect().ask(get("/200")).text(), "fine", "on a new one");
-    assert_eq!(upstream.count(), 3, "the defective one never got there");
+    assert_eq!(upstream.count(), 4, "the defective one never got there");
     let metrics = gateway.metrics();
     for series in [
         "gateway_requests_total{route=\"all\",method=\"GET\",status=\"500\"} 1",
-        "gateway_errors_total{route=\"all\",reason=\"internal\"} 1",
+        "gateway_errors_total{route=\"all\",reason=\"internal\"} 2",
         "gateway_requests_in_flight 0",
     ] {
         assert!(metrics.contains(series), "{series} in {metrics}");

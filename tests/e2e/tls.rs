@@ -51,9 +51,12 @@ fn the_name_asked_for_chooses_the_certificate() {
         assert_eq!(facts.certificate, Some(certificate(&dir, file)), "{name}");
         assert_eq!(raw.ask(get("/")).status, 200);
     }
-    // A name that no certificate has gets the first one, which the client then refuses.
-    for name in ["x.b.shop.test", "other.test"] {
+    // A name that no certificate has, and none at all, get the first one; clients that look refuse it.
+    for name in ["x.b.shop.test", "shop.test", "other.test", "127.0.0.1"] {
         assert!(connect(site.gateway.address(), &config, name).is_err());
+        let (mut raw, facts) = connect(site.gateway.address(), &careless(), name).unwrap();
+        assert_eq!(facts.certificate, Some(certificate(&dir, "first")), "{name}");
+        assert_eq!(raw.ask(get("/")).status, 200);
     }
 }
 

@@ -131,7 +131,6 @@ fn a_head_request_with_a_body_in_its_answer_leaves_the_next_intact() {
 }
 
 #[test]
-#[ignore = "BUG: hyper writes no length on a 304, so the upstream's is lost (http-hazards.md, 5.7)"]
 fn the_length_of_a_304_is_kept() {
     let upstream = Upstream::bytes("HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n", Then::Keep);
     let gateway = Gateway::to(upstream.address, "");

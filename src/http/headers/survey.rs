@@ -1,7 +1,7 @@
 //! Which of the fields that a proxy has to look at are there at all, found in one pass: a look-up of each would hash a dozen names
 //! per message, and most messages have two or three of them.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 /// Fields that are present in a header map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,11 @@ impl Survey {
     /// Looks over the names.
     pub fn of(headers: &HeaderMap) -> Self {
         headers.keys().fold(Self::default(), |seen, name| Self(seen.0 | bit(name.as_str())))
+    }
+
+    /// Notes a field.
+    pub fn add(&mut self, name: &HeaderName) {
+        self.0 |= bit(name.as_str());
     }
 
     /// `Transfer-Encoding`.

@@ -76,8 +76,19 @@ fn pair(dir: &Path, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<
 
 /// A TLS connection: the handshake is done when this returns.
 pub fn connect(address: std::net::SocketAddr, config: &Arc<rustls::ClientConfig>, name: &str) -> std::io::Result<(Raw, Facts)> {
+    connect_behind(b"", address, config, name)
+}
+
+/// The same behind a proxy that says these bytes first.
+pub fn connect_behind(
+    proxy: &[u8],
+    address: std::net::SocketAddr,
+    config: &Arc<rustls::ClientConfig>,
+    name: &str,
+) -> std::io::Result<(Raw, Facts)> {
     let mut socket = std::net::TcpStream::connect(address)?;
     socket.set_read_timeout(Some(super::PATIENCE))?;
+    std::io::Write::write_all(&mut socket, proxy)?;
     let mut session = rustls::ClientConnection::new(Arc::clone(config), ServerName::try_from(name.to_owned()).unwrap()).unwrap();
     while session.is_handshaking() {
         session.complete_io(&mut socket)?;

@@ -1,0 +1,108 @@
+//! Message heads and chunks as bytes. Names are written in lower case, as HTTP/2 wants them and HTTP/1.1 does not care.
+
+use bytes::BufMut;
+use http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST, MAX_FORWARDS, SET_COOKIE, TE,
+    TRAILER, TRANSFER_ENCODING,
+};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
+
+/// The end of a chunked body without trailers.
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// Whether `target` can stand in a request line: not empty, no space, no control character.
+pub fn is_target(target: &[u8]) -> bool {
+    !target.is_empty() && target.iter().all(|&byte| byte > b' ' && byte != 0x7F)
+}
+
+/// Writes the head of an HTTP/1.1 request. Nothing is written, and `false` returned, if `target` would not be one for its reader.
+#[must_use]
+pub fn request_head(out: &mut impl BufMut, method: &Method, target: &[u8], headers: &HeaderMap) -> bool {
+    if !is_target(target) {
+        return false;
+    }
+    out.put_slice(method.as_str().as_bytes());
+    out.put_slice(b" ");
+    out.put_slice(target);
+    out.put_slice(b" HTTP/1.1\r\n");
+    fields(out, headers);
+    out.put_slice(b"\r\n");
+    true
+}
+
+/// Writes the head of a response; anything but HTTP/1.0 is written as HTTP/1.1. Without `reason` the status has its usual phrase, or
+/// none.
+pub fn response_head(out: &mut impl BufMut, version: Version, status: StatusCode, reason: Option<&[u8]>, headers: &HeaderMap) {
+    if reason.is_none() && status == StatusCode::OK && version != Version::HTTP_10 {
+        out.put_slice(b"HTTP/1.1 200 OK\r\n");
+    } else {
+        out.put_slice(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+        out.put_slice(status.as_str().as_bytes());
+        out.put_slice(b" ");
+        let safe = reason.filter(|reason| reason.iter().all(|&byte| byte == b'\t' || byte >= b' ' && byte != 0x7F));
+        out.put_slice(safe.unwrap_or_else(|| status.canonical_reason().unwrap_or_default().as_bytes()));
+        out.put_slice(b"\r\n");
+    }
+    fields(out, headers);
+    out.put_slice(b"\r\n");
+}
+
+/// Writes field lines.
+pub fn fields(out: &mut impl BufMut, headers: &HeaderMap) {
+    for (name, value) in headers {
+        out.put_slice(name.as_str().as_bytes());
+        out.put_slice(b": ");
+        out.put_slice(value.as_bytes());
+        out.put_slice(b"\r\n");
+    }
+}
+
+/// Writes the line before `len` bytes of a chunk; a chunk of 0 bytes would end the body, so none is written for it.
+pub fn chunk_size(out: &mut impl BufMut, len: usize) {
+    if len == 0 {
+        return;
+    }
+    let digits = (usize::BITS - len.leading_zeros()).div_ceil(4);
+    for place in (0..digits).rev() {
+        let digit = (len >> (place * 4)) & 0xF;
+        out.put_u8(b"0123456789ABCDEF".get(digit).copied().unwrap_or(b'0'));
+    }
+    out.put_slice(b"\r\n");
+}
+
+/// The names that a head announces in `Trailer`.
+pub fn announced(headers: &HeaderMap) -> Vec<HeaderName> {
+    let lines = headers.get_all(TRAILER).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok()).collect()
+}
+
+/// Writes the end of a chunked body: of `trailers` those that were announced and may be trailers at all (RFC 9110 section 6.5.1).
+pub fn last_chunk(out: &mut impl BufMut, trailers: &HeaderMap, announced: &[HeaderName]) {
+    out.put_slice(b"0\r\n");
+    for (name, value) in trailers.iter().filter(|(name, _)| announced.contains(name) && may_be_trailer(name)) {
+        out.put_slice(name.as_str().as_bytes());
+        out.put_slice(b": ");
+        out.put_slice(value.as_bytes());
+        out.put_slice(b"\r\n");
+    }
+    out.put_slice(b"\r\n");
+}
+
+/// Framing, routing, credentials and what the body means must be known before the body.
+fn may_be_trailer(name: &HeaderName) -> bool {
+    !matches!(
+        *name,
+        AUTHORIZATION
+            | CACHE_CONTROL
+            | CONTENT_ENCODING
+            | CONTENT_LENGTH
+            | CONTENT_RANGE
+            | CONTENT_TYPE
+            | HOST
+            | MAX_FORWARDS
+            | SET_COOKIE
+            | TE
+            | TRAILER
+            | TRANSFER_ENCODING
+    )
+}

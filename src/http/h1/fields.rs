@@ -1,0 +1,335 @@
+//! Message heads: from the bytes of a head to a [`HeaderMap`] whose values are slices of these bytes.
+
+use std::fmt;
+use std::mem::MaybeUninit;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use httparse::Status;
+
+use crate::http::headers::Survey;
+
+/// Fields that are parsed into an array on the stack; heads with more are parsed once more, into one on the heap.
+const ON_STACK: usize = 64;
+/// Most bytes of empty lines before a request line (RFC 9112 section 2.2 wants a recipient to bear "at least one").
+const MAX_EMPTY: usize = 16;
+/// Room for fields that the gateway adds to a request, so that the map need not grow and hash all of them anew.
+const REQUEST_SPARE: usize = 8;
+/// The same for a response.
+const RESPONSE_SPARE: usize = 4;
+
+/// What a head may be at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes, from the first of the start line to the empty line.
+    pub max_head: usize,
+    /// Field lines.
+    pub max_fields: usize,
+}
+
+/// Why bytes are no head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParseError {
+    /// More than [`Limits::max_fields`].
+    TooManyFields,
+    /// More than [`Limits::max_head`], with a complete start line.
+    HeadTooLarge,
+    /// More than [`Limits::max_head`] already in the start line.
+    TargetTooLong,
+    /// The method is no token, or too many empty lines stand where it should be.
+    BadMethod,
+    /// The request-target is empty or holds a control character.
+    BadTarget,
+    /// Neither HTTP/1.1 nor HTTP/1.0.
+    BadVersion,
+    /// The status is not three digits from 100 on.
+    BadStatus,
+    /// A name or a value holds what it must not, or a line is folded.
+    BadField,
+    /// A line does not end as it must.
+    BadLine,
+}
+
+impl ParseError {
+    /// What is wrong, as a noun phrase.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TooManyFields => "too many header fields",
+            Self::HeadTooLarge => "header fields too large",
+            Self::TargetTooLong => "request target too long",
+            Self::BadMethod => "bad method",
+            Self::BadTarget => "bad request target",
+            Self::BadVersion => "bad HTTP version",
+            Self::BadStatus => "bad status",
+            Self::BadField => "bad header field",
+            Self::BadLine => "bad line end",
+        }
+    }
+
+    fn new(error: httparse::Error, start: Self) -> Self {
+        match error {
+            httparse::Error::HeaderName | httparse::Error::HeaderValue => Self::BadField,
+            httparse::Error::NewLine => Self::BadLine,
+            httparse::Error::Status => Self::BadStatus,
+            httparse::Error::Token => start,
+            httparse::Error::TooManyHeaders => Self::TooManyFields,
+            httparse::Error::Version => Self::BadVersion,
+        }
+    }
+}
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::error::Error for ParseError {}
+
+/// The head of a request.
+#[derive(Clone, Debug)]
+pub struct RequestHead {
+    /// Method.
+    pub method: Method,
+    /// The request-target as received: no spaces, no control characters, perhaps bytes above 0x7F.
+    pub target: Bytes,
+    /// 1.0 or 1.1.
+    pub version: Version,
+    /// Fields in the order in which they came.
+    pub headers: HeaderMap,
+    /// Which of the fields that matter to framing and forwarding are among them.
+    pub survey: Survey,
+    /// Length in bytes, empty lines before it included.
+    pub head_len: usize,
+}
+
+/// The head of a response.
+#[derive(Clone, Debug)]
+pub struct ResponseHead {
+    /// Status, 100 to 999.
+    pub status: StatusCode,
+    /// 1.0 or 1.1.
+    pub version: Version,
+    /// The reason phrase if it is not the usual one of the status.
+    pub reason: Option<Bytes>,
+    /// Fields in the order in which they came.
+    pub headers: HeaderMap,
+    /// Which of the fields that matter to framing and forwarding are among them.
+    pub survey: Survey,
+}
+
+/// Takes the head of a request off the front of `buf`; `None` while it is incomplete.
+///
+/// `seen` belongs to the caller: 0 before the first byte of a head, then left alone. It keeps a head that arrives byte by byte from
+/// being parsed as often as there are bytes.
+///
+/// # Errors
+/// [`ParseError`]; the connection cannot be read any further then.
+pub fn parse_request(buf: &mut BytesMut, seen: &mut usize, limits: Limits) -> Result<Option<RequestHead>, ParseError> {
+    if buf.first().is_some_and(|byte| matches!(byte, b'\r' | b'\n')) && empty_bytes(buf) > MAX_EMPTY {
+        return Err(ParseError::BadMethod);
+    }
+    if !may_be_complete(buf, seen) {
+        return incomplete(buf, limits);
+    }
+    let mut spans = Spans::default();
+    let Some(line) = parse(buf, limits, &mut spans, request_line)? else { return incomplete(buf, limits) };
+    *seen = 0;
+    let head = buf.split_to(line.len).freeze();
+    let (headers, survey) = spans.fields(&head, REQUEST_SPARE)?;
+    let (method, target) = line.start;
+    Ok(Some(RequestHead { method, target: target.of(&head), version: line.version, headers, survey, head_len: line.len }))
+}
+
+/// Takes the head of a response off the front of `buf`; `None` while it is incomplete. For `seen` see [`parse_request`].
+///
+/// # Errors
+/// [`ParseError`]; the connection cannot be read any further then.
+pub fn parse_response(buf: &mut BytesMut, seen: &mut usize, limits: Limits) -> Result<Option<ResponseHead>, ParseError> {
+    if !may_be_complete(buf, seen) {
+        return incomplete(buf, limits);
+    }
+    let mut spans = Spans::default();
+    let Some(line) = parse(buf, limits, &mut spans, status_line)? else { return incomplete(buf, limits) };
+    *seen = 0;
+    let head = buf.split_to(line.len).freeze();
+    let (headers, survey) = spans.fields(&head, RESPONSE_SPARE)?;
+    let (status, reason) = line.start;
+    Ok(Some(ResponseHead { status, version: line.version, reason: reason.map(|reason| reason.of(&head)), headers, survey }))
+}
+
+/// Field lines alone, as trailers: all of `section`, which ends with an empty line.
+pub(super) fn parse_trailers(section: &Bytes, max_fields: usize) -> Result<HeaderMap, ParseError> {
+    let mut fields = vec![httparse::EMPTY_HEADER; max_fields];
+    let mut spans = Spans::default();
+    match httparse::parse_headers(section, &mut fields) {
+        Ok(Status::Complete((len, fields))) if len == section.len() => spans.fill(section, fields),
+        Ok(_) => return Err(ParseError::BadLine),
+        Err(error) => return Err(ParseError::new(error, ParseError::BadField)),
+    }
+    Ok(spans.fields(section, 0)?.0)
+}
+
+/// A head that is not complete must not be too long already.
+fn incomplete<T>(buf: &[u8], limits: Limits) -> Result<Option<T>, ParseError> {
+    if buf.len() <= limits.max_head {
+        return Ok(None);
+    }
+    let begun = buf.get(empty_bytes(buf)..).unwrap_or_default();
+    Err(if begun.contains(&b'\n') { ParseError::HeadTooLarge } else { ParseError::TargetTooLong })
+}
+
+/// Bytes of empty lines in front.
+fn empty_bytes(buf: &[u8]) -> usize {
+    buf.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count()
+}
+
+/// Whether an empty line can have come with the bytes behind the first `seen`; the first look at a head always parses.
+fn may_be_complete(buf: &[u8], seen: &mut usize) -> bool {
+    let earlier = std::mem::replace(seen, buf.len());
+    if earlier == 0 || buf.is_empty() {
+        return !buf.is_empty();
+    }
+    let news = buf.get(earlier.saturating_sub(3)..).unwrap_or(buf);
+    news.windows(2).enumerate().any(|(at, pair)| pair == b"\n\n" || pair == b"\n\r" && news.get(at + 2) == Some(&b'\n'))
+}
+
+/// A part of a head.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    const NONE: Self = Self { start: 0, end: 0 };
+
+    /// Where `part`, a part of `whole`, is. A head is never as long as 4 GiB.
+    fn new(whole: &[u8], part: &[u8]) -> Self {
+        let start = part.as_ptr() as usize - whole.as_ptr() as usize;
+        Self { start: u32::try_from(start).unwrap_or(u32::MAX), end: u32::try_from(start + part.len()).unwrap_or(u32::MAX) }
+    }
+    fn of(self, head: &Bytes) -> Bytes {
+        head.slice(self.start as usize..self.end as usize)
+    }
+    fn bytes(self, head: &[u8]) -> &[u8] {
+        head.get(self.start as usize..self.end as usize).unwrap_or_default()
+    }
+}
+
+/// Where names and values are: the parser's own slices cannot outlive the buffer's becoming shareable.
+struct Spans {
+    few: [(Span, Span); ON_STACK],
+    many: Vec<(Span, Span)>,
+    len: usize,
+}
+
+impl Default for Spans {
+    #[inline]
+    fn default() -> Self {
+        Self { few: [(Span::NONE, Span::NONE); ON_STACK], many: Vec::new(), len: 0 }
+    }
+}
+
+impl Spans {
+    #[inline]
+    fn fill(&mut self, head: &[u8], fields: &[httparse::Header<'_>]) {
+        let spans = |field: &httparse::Header<'_>| (Span::new(head, field.name.as_bytes()), Span::new(head, field.value));
+        self.len = fields.len();
+        if fields.len() <= ON_STACK {
+            for (place, field) in self.few.iter_mut().zip(fields) {
+                *place = spans(field);
+            }
+        } else {
+            self.many = fields.iter().map(spans).collect();
+        }
+    }
+
+    #[inline]
+    fn fields(&self, head: &Bytes, spare: usize) -> Result<(HeaderMap, Survey), ParseError> {
+        let spans = self.few.get(..self.len).unwrap_or(&self.many);
+        let mut headers = HeaderMap::try_with_capacity(self.len + spare).map_err(|_| ParseError::TooManyFields)?;
+        let mut survey = Survey::default();
+        for (name, value) in spans {
+            let name = HeaderName::from_bytes(name.bytes(head)).map_err(|_| ParseError::BadField)?;
+            let value = HeaderValue::from_maybe_shared(value.of(head)).map_err(|_| ParseError::BadField)?;
+            survey.add(&name);
+            headers.try_append(name, value).map_err(|_| ParseError::TooManyFields)?;
+        }
+        Ok((headers, survey))
+    }
+}
+
+/// A parsed start line and how long the head is.
+struct Line<T> {
+    start: T,
+    version: Version,
+    len: usize,
+}
+
+type Fields<'a, 'b> = &'a mut [MaybeUninit<httparse::Header<'b>>];
+type Parsed<T> = Result<Option<Line<T>>, ParseError>;
+
+/// Parses with room for the usual number of fields, and once more where there are more and that is allowed.
+#[inline]
+fn parse<T>(
+    buf: &[u8],
+    limits: Limits,
+    spans: &mut Spans,
+    start: impl for<'b> Fn(&'b [u8], Fields<'_, 'b>, &mut Spans) -> Parsed<T>,
+) -> Parsed<T> {
+    let mut few = [const { MaybeUninit::uninit() }; ON_STACK];
+    let room = few.get_mut(..limits.max_fields.min(ON_STACK)).unwrap_or_default();
+    let parsed = match start(buf, room, spans) {
+        Err(ParseError::TooManyFields) if limits.max_fields > ON_STACK => {
+            start(buf, &mut vec![MaybeUninit::uninit(); limits.max_fields], spans)
+        }
+        parsed => parsed,
+    };
+    match parsed {
+        Ok(Some(line)) if line.len > limits.max_head => Err(ParseError::HeadTooLarge),
+        parsed => parsed,
+    }
+}
+
+#[inline]
+fn request_line<'b>(buf: &'b [u8], fields: Fields<'_, 'b>, spans: &mut Spans) -> Parsed<(Method, Span)> {
+    let mut request = httparse::Request::new(&mut []);
+    let len = match request.parse_with_uninit_headers(buf, fields) {
+        Ok(Status::Complete(len)) => len,
+        Ok(Status::Partial) => return Ok(None),
+        Err(error) => {
+            let start = if request.method.is_none() { ParseError::BadMethod } else { ParseError::BadTarget };
+            return Err(ParseError::new(error, start));
+        }
+    };
+    let method = request.method.and_then(|method| Method::from_bytes(method.as_bytes()).ok()).ok_or(ParseError::BadMethod)?;
+    let target = request.path.filter(|path| !path.is_empty()).ok_or(ParseError::BadTarget)?;
+    spans.fill(buf, request.headers);
+    Ok(Some(Line { start: (method, Span::new(buf, target.as_bytes())), version: version(request.version)?, len }))
+}
+
+#[inline]
+fn status_line<'b>(buf: &'b [u8], fields: Fields<'_, 'b>, spans: &mut Spans) -> Parsed<(StatusCode, Option<Span>)> {
+    let mut response = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let len = match config.parse_response_with_uninit_headers(&mut response, buf, fields) {
+        Ok(Status::Complete(len)) => len,
+        Ok(Status::Partial) => return Ok(None),
+        Err(error) => return Err(ParseError::new(error, ParseError::BadStatus)),
+    };
+    let status = response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(ParseError::BadStatus)?;
+    // A phrase with bytes above 0x7F is given as "", which is no part of the buffer.
+    let reason = response.reason.filter(|reason| !reason.is_empty() && Some(*reason) != status.canonical_reason());
+    let reason = reason.map(|reason| Span::new(buf, reason.as_bytes()));
+    spans.fill(buf, response.headers);
+    Ok(Some(Line { start: (status, reason), version: version(response.version)?, len }))
+}
+
+fn version(minor: Option<u8>) -> Result<Version, ParseError> {
+    match minor {
+        Some(1) => Ok(Version::HTTP_11),
+        Some(0) => Ok(Version::HTTP_10),
+        Some(_) | None => Err(ParseError::BadVersion),
+    }
+}

@@ -1,0 +1,312 @@
+//! HTTP/1 clients: one request after another, each read, answered and written by the connection's own task.
+
+mod response;
+mod wire;
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, EXPECT};
+use http::{Request, Response, StatusCode, Uri, Version};
+use http_body::Body;
+use tokio::sync::oneshot;
+
+use crate::error::{Reason, Refusal};
+use crate::gateway::answer::ResponseBody;
+use crate::gateway::handle::refuse_unread;
+use crate::gateway::{Inbound, handle};
+use crate::http::clock::Phase;
+use crate::http::connection::ConnectionState;
+use crate::http::h1::{BodyLength, Limits, ParseError, RequestHead, framing};
+use crate::http::incoming::Incoming;
+use crate::http::upgrade::{BoxedStream, Upgrading};
+use crate::server::connection::Session;
+use crate::server::h1::response::{Asked, Ending, begin, refuse};
+use crate::server::h1::wire::{Heard, Outbox, Wire};
+use crate::server::io::ClientIo;
+use crate::telemetry::metrics::ConnectionError;
+
+/// The codec's own limits are the backstop behind ours, whose refusals have a log line.
+const BACKSTOP: usize = 2;
+/// Up to here a head that is too large is read to its end, so that the refusal has a log line.
+const LEAST_HEAD: usize = 64 << 10;
+/// So much may wait to be written before more of a body is asked for.
+const FULL: usize = 32 << 10;
+
+/// One HTTP/1 connection.
+pub(super) struct Http1<'a> {
+    session: &'a Session,
+    state: Arc<ConnectionState>,
+    wire: Arc<Wire>,
+    /// Set when a connection that waits for a request must close.
+    closing: &'a AtomicBool,
+}
+
+/// What is left to do when a request is over.
+enum Next {
+    /// Another request may come.
+    Request,
+    /// The answer said that the connection ends, or it must.
+    Close,
+    /// Nothing: the client is gone, or must see that the answer was cut.
+    Drop,
+}
+
+impl<'a> Http1<'a> {
+    pub(super) fn new(session: &'a Session, io: ClientIo, prefix: &[u8], state: Arc<ConnectionState>, closing: &'a AtomicBool) -> Self {
+        Self { session, state, wire: Arc::new(Wire::new(io, prefix)), closing }
+    }
+
+    /// Serves the connection to its end; tells what was wrong with the client, if it was.
+    pub(super) async fn run(self) -> Option<ConnectionError> {
+        loop {
+            let head = match self.head().await {
+                Heard::Head(head) => head,
+                Heard::End | Heard::Cut => return None,
+                Heard::Bad { error, tls } => return Some(self.refuse(error, tls).await),
+            };
+            match self.request(head).await {
+                Next::Request => self.wire.rest(),
+                Next::Close => {
+                    // Whatever goes wrong now, the answer is out of our hands.
+                    let _ = poll_fn(|cx| self.wire.poll_shutdown(cx)).await;
+                    return None;
+                }
+                Next::Drop => return None,
+            }
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        let snapshot = self.session.snapshot();
+        Limits {
+            max_head: snapshot.max_header_size.saturating_mul(BACKSTOP).max(LEAST_HEAD),
+            max_fields: snapshot.max_headers.saturating_mul(BACKSTOP),
+        }
+    }
+
+    /// Waits for the next request.
+    async fn head(&self) -> Heard {
+        let limits = self.limits();
+        poll_fn(|cx| {
+            let begun = || {
+                if self.state.clock.phase() == Phase::Idle {
+                    self.state.clock.enter(Phase::Head, Instant::now());
+                }
+            };
+            let heard = self.wire.poll_head(cx, limits, begun);
+            if heard.is_pending() && self.closing.load(Relaxed) && !self.wire.has_bytes() {
+                return Poll::Ready(Heard::End);
+            }
+            heard
+        })
+        .await
+    }
+
+    /// Answers bytes that are no request.
+    async fn refuse(&self, error: ParseError, tls: bool) -> ConnectionError {
+        let (reason, kind) = match error {
+            ParseError::TooManyFields | ParseError::HeadTooLarge => (Reason::HeadersTooLarge, ConnectionError::TooLarge),
+            ParseError::TargetTooLong => (Reason::UriTooLong, ConnectionError::TooLarge),
+            ParseError::BadMethod
+            | ParseError::BadTarget
+            | ParseError::BadVersion
+            | ParseError::BadStatus
+            | ParseError::BadField
+            | ParseError::BadLine => (Reason::BadRequest, ConnectionError::BadRequest),
+        };
+        let detail = if tls {
+            "The client speaks TLS to a port that expects clear text.".to_owned()
+        } else {
+            format!("The request head cannot be read: {error}.")
+        };
+        let (mut parts, bytes) = refuse_unread(&self.session.snapshot(), &Refusal::new(reason, detail));
+        let mut out = Outbox::default();
+        refuse(&mut parts, &bytes, &mut out.front);
+        self.state.linger.store(true, Relaxed);
+        // The client may be gone already, which is fine with us.
+        let _ = poll_fn(|cx| self.wire.poll_write(cx, &mut out)).await;
+        let _ = poll_fn(|cx| self.wire.poll_shutdown(cx)).await;
+        kind
+    }
+
+    /// Takes one request through the gateway and its answer to the client.
+    async fn request(&self, mut head: RequestHead) -> Next {
+        let limits = Limits { max_head: LEAST_HEAD, max_fields: 128 };
+        // A request whose end nobody can tell is refused by the gateway's own check, with all that belongs to a refusal.
+        let framing = framing::of_request(head.version, &mut head.headers, head.survey);
+        let length = framing.unwrap_or(BodyLength::Known(0));
+        let asked = Asked::new(head.version, &head.method, framing.is_ok() && wants_more(&head));
+        let expects = head.survey.expect() && head.version == Version::HTTP_11 && expects_continue(&head);
+        let number = self.wire.begin(length, limits, expects);
+        let body = match length {
+            BodyLength::Known(0) => Incoming::Empty,
+            BodyLength::Known(length) => Incoming::Http1 { source: Arc::clone(&self.wire) as _, number, length: Some(length) },
+            BodyLength::Chunked | BodyLength::UntilClose => Incoming::Http1 { source: Arc::clone(&self.wire) as _, number, length: None },
+        };
+        let mut inbound = self.session.inbound(Arc::clone(&self.state.clock), Some(Arc::clone(&self.state)));
+        // A reload may have changed them.
+        self.state.clock.set_timeouts(inbound.snapshot.timeouts);
+        let tunnel = self.offer_tunnel(&head, &mut inbound);
+        let Some(request) = request(head, body) else {
+            let kind = self.refuse(ParseError::BadTarget, false).await;
+            self.session.listener.metrics.connection_error(self.session.worker, kind);
+            return Next::Drop;
+        };
+        let response = {
+            let mut answering = pin!(handle(inbound, request));
+            let answered = poll_fn(|cx| match answering.as_mut().poll(cx) {
+                Poll::Ready(response) => Poll::Ready(Some(response)),
+                Poll::Pending if self.wire.poll_gone(cx) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            });
+            match answered.await {
+                Some(response) => response,
+                None => return Next::Drop,
+            }
+        };
+        self.respond(response, &asked, tunnel).await
+    }
+
+    /// The other end of a stream that a tunnel could take.
+    fn offer_tunnel(&self, head: &RequestHead, inbound: &mut Inbound) -> Option<oneshot::Sender<BoxedStream>> {
+        if !head.survey.upgrade() {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        inbound.upgrading = Some(Upgrading::Http1(receiver));
+        Some(sender)
+    }
+
+    /// Writes an answer.
+    async fn respond(&self, response: Response<ResponseBody>, asked: &Asked, tunnel: Option<oneshot::Sender<BoxedStream>>) -> Next {
+        let (mut parts, body) = response.into_parts();
+        let mut out = Outbox::default();
+        out.front.extend_from_slice(self.wire.answer_begins());
+        let (mut ending, keep_alive) = begin(&mut parts, &body, asked, &mut out);
+        let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+        drop(parts);
+        let mut body = Writing { body, ended: false, cut: false };
+        let written = poll_fn(|cx| {
+            let mut body = Pin::new(&mut body);
+            loop {
+                let waiting = body.fill(cx, &mut ending, &mut out);
+                std::task::ready!(self.wire.poll_write(cx, &mut out))?;
+                if !waiting && !body.ended {
+                    continue;
+                }
+                std::task::ready!(self.wire.poll_flush(cx))?;
+                if body.ended {
+                    return Poll::Ready(Ok::<(), std::io::Error>(()));
+                }
+                if self.wire.poll_gone(cx) {
+                    return Poll::Ready(Err(std::io::ErrorKind::ConnectionAborted.into()));
+                }
+                return Poll::Pending;
+            }
+        })
+        .await;
+        if written.is_err() || body.cut {
+            return Next::Drop;
+        }
+        drop(body);
+        if switching {
+            if let (Some(tunnel), Some(stream)) = (tunnel, self.wire.take_stream()) {
+                // Nobody there: the tunnel has given up, and the stream closes with this.
+                let _ = tunnel.send(stream);
+            }
+            return Next::Drop;
+        }
+        let over = self.wire.request_is_over();
+        if !over {
+            self.state.linger.store(true, Relaxed);
+        }
+        if over && keep_alive && !self.closing.load(Relaxed) { Next::Request } else { Next::Close }
+    }
+}
+
+/// A body on its way out.
+struct Writing {
+    body: ResponseBody,
+    ended: bool,
+    cut: bool,
+}
+
+impl Writing {
+    /// Moves frames into `out` until it is full, the body ends or has nothing now; `true` in the last case.
+    fn fill(self: &mut Pin<&mut Self>, cx: &mut std::task::Context<'_>, ending: &mut Ending, out: &mut Outbox) -> bool {
+        let this = self.as_mut().get_mut();
+        while !this.ended && out.piece.is_empty() && out.front.len() < FULL {
+            if this.body.is_end_stream() {
+                this.ended = true;
+                this.cut |= !ending.end(out);
+                break;
+            }
+            match Pin::new(&mut this.body).poll_frame(cx) {
+                Poll::Pending => return true,
+                Poll::Ready(Some(Ok(frame))) => {
+                    if ending.frame(frame, out).is_err() {
+                        (this.ended, this.cut) = (true, true);
+                    }
+                }
+                Poll::Ready(Some(Err(_))) => (this.ended, this.cut) = (true, true),
+                Poll::Ready(None) => {
+                    this.ended = true;
+                    this.cut |= !ending.end(out);
+                }
+            }
+        }
+        // The end of a body whose last piece is in hand goes with it.
+        if !this.ended && !out.piece.is_empty() && this.body.is_end_stream() {
+            this.ended = true;
+            this.cut |= !ending.end(out);
+        }
+        false
+    }
+}
+
+/// The request as the gateway takes it; `None` if its target is none.
+fn request(head: RequestHead, body: Incoming) -> Option<Request<Incoming>> {
+    let mut request = Request::new(body);
+    *request.uri_mut() = match Uri::from_maybe_shared(head.target.clone()) {
+        Ok(uri) => uri,
+        Err(_) => encoded(&head.target)?,
+    };
+    *request.method_mut() = head.method;
+    *request.version_mut() = head.version;
+    *request.headers_mut() = head.headers;
+    Some(request)
+}
+
+/// Some clients send raw what RFC 3986 wants encoded; nobody can take these bytes for anything else.
+fn encoded(target: &Bytes) -> Option<Uri> {
+    let mut out = Vec::with_capacity(target.len() + 16);
+    for &byte in target {
+        match byte {
+            b'<' => out.extend_from_slice(b"%3C"),
+            b'>' => out.extend_from_slice(b"%3E"),
+            b'`' => out.extend_from_slice(b"%60"),
+            b'"' => out.extend_from_slice(b"%22"),
+            _ => out.push(byte),
+        }
+    }
+    Uri::from_maybe_shared(Bytes::from(out)).ok()
+}
+
+/// Whether the client wants to send more requests on its connection.
+fn wants_more(head: &RequestHead) -> bool {
+    let has = |option: &str| {
+        let fields = head.headers.get_all(CONNECTION).iter().filter_map(|field| field.to_str().ok());
+        fields.flat_map(|field| field.split(',')).any(|word| word.trim().eq_ignore_ascii_case(option))
+    };
+    if head.version == Version::HTTP_11 { !head.survey.connection() || !has("close") } else { has("keep-alive") && !has("close") }
+}
+
+fn expects_continue(head: &RequestHead) -> bool {
+    head.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}

@@ -1,0 +1,89 @@
+//! What a connection has read. Small answers are read into a block that all connections of a worker share and that is cut into
+//! slices, so waiting for one takes no memory and reading it no allocation; a long body gets a buffer of its own.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+
+use crate::upstream::wire::Wire;
+
+/// The shared block. A slice that is kept keeps all of it, so it is not larger.
+const BLOCK: usize = 16 << 10;
+/// Least room for a read into the shared block.
+const LEAST: usize = 4 << 10;
+/// Bytes read at a time where many come.
+const LARGE: usize = 64 << 10;
+/// Room behind the end of a body.
+const SLACK: usize = 64;
+
+thread_local! {
+    static SHARED: Cell<BytesMut> = Cell::new(BytesMut::new());
+}
+
+/// What was read and not yet taken.
+#[derive(Debug, Default)]
+pub(super) struct Input {
+    pub(super) buffer: BytesMut,
+    /// Bytes read since the request began.
+    pub(super) count: u64,
+    /// The last read filled all the room it had: more is there.
+    full: bool,
+}
+
+impl Input {
+    /// Reads once; 0 at the end of the stream. `left` is how much is still to come, if that is known.
+    pub(super) fn poll_read(&mut self, wire: &mut Wire, cx: &mut Context<'_>, left: Option<u64>) -> Poll<io::Result<usize>> {
+        let own = self.full || left.is_some_and(|left| left > BLOCK as u64 / 2);
+        let read = ready!(if own { self.read_own(wire, cx, left) } else { self.read_shared(wire, cx) })?;
+        self.count += read as u64;
+        Poll::Ready(Ok(read))
+    }
+
+    fn read_own(&mut self, wire: &mut Wire, cx: &mut Context<'_>, left: Option<u64>) -> Poll<io::Result<usize>> {
+        // A little more than is left: a read that fills its buffer costs another one, which finds nothing.
+        let wanted = left.and_then(|left| usize::try_from(left).ok()).map_or(LARGE, |left| left.saturating_add(SLACK).clamp(LEAST, LARGE));
+        if self.buffer.capacity() - self.buffer.len() < wanted / 2 {
+            self.buffer.reserve(wanted);
+        }
+        let Poll::Ready(read) = pin!(wire.read_buf(&mut self.buffer)).poll(cx) else {
+            // Nothing came: a body that stalls takes no memory.
+            if self.buffer.is_empty() {
+                self.buffer = BytesMut::new();
+            }
+            return Poll::Pending;
+        };
+        self.full = matches!(read, Ok(read) if read >= BLOCK);
+        Poll::Ready(read)
+    }
+
+    fn read_shared(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut block = SHARED.take();
+        if block.capacity() < LEAST {
+            block = BytesMut::with_capacity(BLOCK);
+        }
+        let room = block.capacity();
+        let read = pin!(wire.read_buf(&mut block)).poll(cx);
+        if let Poll::Ready(Ok(read)) = &read {
+            let news = block.split();
+            if self.buffer.is_empty() {
+                self.buffer = news;
+            } else {
+                self.buffer.unsplit(news);
+            }
+            self.full = *read == room;
+        }
+        SHARED.set(block);
+        read
+    }
+
+    /// An idle connection has no buffer.
+    pub(super) fn release(&mut self) {
+        self.buffer = BytesMut::new();
+        self.full = false;
+    }
+}
