@@ -6,7 +6,6 @@ pub mod clock;
 pub mod connection;
 pub mod exchange;
 pub mod fetch;
-pub mod fields;
 pub mod grpc;
 pub mod grpc_web;
 pub mod h1;

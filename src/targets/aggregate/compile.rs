@@ -8,7 +8,7 @@ use super::merge::Shape;
 use super::{Aggregate, Part};
 use crate::config::problem::Severity;
 use crate::config::{At, Problems, route};
-use crate::http::fields::is_hop_by_hop;
+use crate::http::headers::is_hop_by_hop;
 use crate::http::template::{Allowed, Param, UrlTemplate};
 use crate::units::Setting;
 
@@ -149,7 +149,7 @@ fn forward_headers(written: &[String], at: &At, problems: &mut Problems) -> Vec<
             continue;
         };
         let word = name.as_str();
-        if word == "host" || word == "range" || word.starts_with("content-") || word.starts_with("if-") || is_hop_by_hop(word) {
+        if matches!(word, "host" | "range" | "trailer") || word.starts_with("content-") || word.starts_with("if-") || is_hop_by_hop(word) {
             problems
                 .error(at, format!("the header `{word}` cannot be forwarded to parts"))
                 .help("it speaks about the client's own message");
