@@ -24,8 +24,6 @@ use crate::server::apply::{Core, GRACE, bind_new, load_source, lock, notify};
 use crate::server::listener::Stage;
 use crate::server::per_ip::PerIp;
 use crate::server::worker::{Seen, State, Worker};
-use crate::telemetry::metrics::Reload;
-use crate::server::worker::{State, Worker};
 use crate::telemetry::{events, sd_notify};
 use arc_swap::ArcSwap;
 use std::net::{SocketAddr, TcpListener};
