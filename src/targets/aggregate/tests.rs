@@ -1,6 +1,7 @@
 //! Aggregates from configuration to answer, with upstreams that answer when the test says so.
 
 mod load;
+mod model;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -8,11 +9,49 @@ use std::sync::{Arc, Mutex};
 use http::StatusCode;
 use http::header::CACHE_CONTROL;
 use http_body_util::Full;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::*;
 use crate::http::template::sample::{exchange, params, with_claims, with_param};
+
+/// The output of a future that never waits.
+pub(super) fn now<F: Future>(future: F) -> F::Output {
+    match std::pin::pin!(future).poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(output) => output,
+        std::task::Poll::Pending => panic!("it waits"),
+    }
+}
+
+/// All bytes of a body.
+pub(super) fn bytes_of(chunks: Chunks) -> Vec<u8> {
+    now(http_body_util::BodyExt::collect(chunks)).unwrap().to_bytes().to_vec()
+}
+
+/// The plan of a part with these keys.
+pub(super) fn plan(extra: Value) -> Plan {
+    compile(&[part("a", "/", extra)]).parts.remove(0).plan
+}
+
+pub(super) fn number() -> impl Strategy<Value = String> {
+    "-?(0|[1-9][0-9]{0,40})(\\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?"
+}
+
+/// JSON texts.
+pub(super) fn document() -> impl Strategy<Value = String> {
+    let string = prop_oneof!["[a-zé€😀]{0,12}", Just("\\u0061\\\"\\n".to_owned())];
+    let leaf = prop_oneof![number(), Just("null".to_owned()), Just("true".to_owned()), string.prop_map(|s| format!("\"{s}\""))];
+    leaf.prop_recursive(3, 24, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(|items| format!("[{}]", items.join(" , "))),
+            prop::collection::vec(("[a-e]", inner), 0..4).prop_map(|members| {
+                let members: Vec<String> = members.into_iter().map(|(key, value)| format!("\"{key}\" : {value}")).collect();
+                format!("{{{}}}", members.join(","))
+            }),
+        ]
+    })
+}
 
 /// What an upstream does when it is called.
 #[derive(Clone)]
@@ -163,7 +202,7 @@ fn seen(outcome: Outcome) -> (u16, String, String) {
         Ok((parts, body)) => {
             assert_eq!(parts.headers["x-tollgate-parts"], line);
             assert_eq!(parts.headers["content-type"], "application/json");
-            (parts.status.as_u16(), line, String::from_utf8(body.to_vec()).unwrap())
+            (parts.status.as_u16(), line, String::from_utf8(bytes_of(body)).unwrap())
         }
         Err(refusal) => (refusal.status().as_u16(), line, refusal.reason.as_str().to_owned()),
     }
