@@ -152,13 +152,16 @@ impl<'a> Object<'a> {
     }
 
     /// Takes a member in.
+    #[inline]
     pub(super) fn member(&mut self, key: Key, value: Range<usize>) {
         let value = (value.start, value.end);
         if let Some(count) = self.same {
             if let Some(column) = self.columns.get(count).filter(|column| column.key.raw(self.text) == key.raw(self.text)) {
                 self.same = Some(count + 1);
                 // The columns so far have different names, so there is nothing to look for.
-                self.members.extend(column.name.map(|name| Member { key, name, value }));
+                if let Some(name) = column.name {
+                    self.members.push(Member { key, name, value });
+                }
                 return;
             }
             self.columns.truncate(count);
@@ -261,12 +264,14 @@ impl<'a> Runs<'a> {
     }
 
     /// Appends a range.
+    #[inline]
     pub(super) fn source(&mut self, place: Range<usize>) {
         self.go_on(place.start);
         self.run.end = place.end;
     }
 
     /// Appends a byte, which mostly is the next one of the text.
+    #[inline]
     pub(super) fn byte(&mut self, byte: u8) {
         if self.text.get(self.run.end) == Some(&byte) {
             self.run.end += 1;

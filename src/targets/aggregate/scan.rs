@@ -355,8 +355,8 @@ fn digits(text: &[u8], start: usize) -> Option<usize> {
 }
 
 #[inline]
-fn word(text: &[u8], at: usize, word: &[u8]) -> Option<usize> {
-    text.get(at..)?.starts_with(word).then_some(at + word.len())
+fn word<const N: usize>(text: &[u8], at: usize, word: &[u8; N]) -> Option<usize> {
+    (text.get(at..)?.first_chunk::<N>()? == word).then_some(at + N)
 }
 
 #[cfg(test)]
