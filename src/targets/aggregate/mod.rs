@@ -18,6 +18,7 @@ mod scan;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::time::{Duration, Instant};
 

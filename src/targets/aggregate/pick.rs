@@ -9,8 +9,9 @@ use bytes::Bytes;
 
 use super::json;
 use super::object::{Key, Members, Object, Runs};
-use super::scan::{Invalid, Kind, Scanner, Sink};
+use super::scan::{Kind, Scanner, Sink};
 use super::shape::Shape;
+use super::tokens::Invalid;
 
 /// What is wanted of one part's answers.
 #[derive(Debug)]
@@ -254,7 +255,8 @@ impl Sink for Finds<'_> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::tests::{number, plan};
+    use super::super::tests::plan;
+    use super::super::tests::texts::number;
     use super::*;
 
     /// What the plan made of these keys of a part takes out of a document.

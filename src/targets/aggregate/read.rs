@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 
 use super::call::{CallFailure, Failure, PartResponse};
 use super::pick::{Content, Plan, Reader, Value};
-use super::scan::Invalid;
+use super::tokens::Invalid;
 
 /// Bytes of an answer that are checked before other requests of the worker get their turn: well below a millisecond.
 ///

@@ -2,6 +2,7 @@
 
 mod load;
 mod model;
+pub(super) mod texts;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -9,7 +10,6 @@ use std::sync::{Arc, Mutex};
 use http::StatusCode;
 use http::header::CACHE_CONTROL;
 use http_body_util::Full;
-use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
@@ -32,25 +32,6 @@ pub(super) fn bytes_of(chunks: Chunks) -> Vec<u8> {
 /// The plan of a part with these keys.
 pub(super) fn plan(extra: Value) -> Plan {
     compile(&[part("a", "/", extra)]).parts.remove(0).plan
-}
-
-pub(super) fn number() -> impl Strategy<Value = String> {
-    "-?(0|[1-9][0-9]{0,40})(\\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?"
-}
-
-/// JSON texts.
-pub(super) fn document() -> impl Strategy<Value = String> {
-    let string = prop_oneof!["[a-zé€😀]{0,12}", Just("\\u0061\\\"\\n".to_owned())];
-    let leaf = prop_oneof![number(), Just("null".to_owned()), Just("true".to_owned()), string.prop_map(|s| format!("\"{s}\""))];
-    leaf.prop_recursive(3, 24, 4, |inner| {
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..4).prop_map(|items| format!("[{}]", items.join(" , "))),
-            prop::collection::vec(("[a-e]", inner), 0..4).prop_map(|members| {
-                let members: Vec<String> = members.into_iter().map(|(key, value)| format!("\"{key}\" : {value}")).collect();
-                format!("{{{}}}", members.join(","))
-            }),
-        ]
-    })
 }
 
 /// What an upstream does when it is called.

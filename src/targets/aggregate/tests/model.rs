@@ -2,6 +2,9 @@
 
 use super::super::merge::{Input, merge};
 use super::super::pick::{Content, Reader};
+use proptest::prelude::*;
+
+use super::texts::number;
 use super::*;
 
 /// A value that knows how it was written.
