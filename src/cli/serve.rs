@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tollgate::config::load::Source;
@@ -31,9 +31,10 @@ fn run(options: &Options, source: Source, started: impl FnOnce() -> io::Result<(
     let server_options = ServerOptions {
         overrides: Some(Arc::new(move |config| overrides.apply(config))),
         watch: true,
-        inherited: Arc::new(Mutex::new(crate::activation::sockets())),
+        inherited: crate::activation::sockets().into(),
         middleware: Vec::new(),
         resolver: None,
+        http2_ping: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut signals = {

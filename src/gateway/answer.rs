@@ -1,5 +1,6 @@
 //! The response on its way to the client, and the one place where a request ends: its log line and its metrics.
 
+use std::cell::Cell;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderMap, Version};
+use http::{HeaderMap, HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::Reason;
@@ -69,6 +70,18 @@ pub enum Source {
     Tunnel(Box<crate::gateway::tunnel::Opening>),
 }
 
+impl Source {
+    /// Whether nothing comes any more.
+    pub(super) fn ended(&self) -> bool {
+        match self {
+            Self::Empty | Self::Tunnel(_) => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Upstream(body) => body.is_end_stream(),
+            Self::Adapted(body) | Self::Web(body, _) => body.is_end_stream(),
+        }
+    }
+}
+
 /// A response body that knows what to do when it ends.
 pub struct ResponseBody {
     source: Source,
@@ -108,15 +121,6 @@ impl ResponseBody {
     fn end(&mut self, cut: Option<Reason>) {
         if let Some(finish) = self.finish.take() {
             finish.run(self.bytes, self.complete, cut);
-        }
-    }
-
-    fn source_ended(&self) -> bool {
-        match &self.source {
-            Source::Empty | Source::Tunnel(_) => true,
-            Source::Full(bytes) => bytes.is_empty(),
-            Source::Upstream(body) => body.is_end_stream(),
-            Source::Adapted(body) | Source::Web(body, _) => body.is_end_stream(),
         }
     }
 }
@@ -166,7 +170,7 @@ impl Body for ResponseBody {
                         finish.clock.moved(data.len());
                     }
                 }
-                if this.source_ended() {
+                if this.source.ended() {
                     // hyper does not ask again once it knows that this was the last frame.
                     this.complete = true;
                     this.end(None);
@@ -177,7 +181,7 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.source_ended()
+        self.source.ended()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -195,7 +199,7 @@ impl Body for ResponseBody {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         // An upstream body that has ended without hyper asking for its end is complete all the same.
-        self.complete |= self.source_ended() && !matches!(&self.source, Source::Upstream(body) if body.cut());
+        self.complete |= self.source.ended() && !matches!(&self.source, Source::Upstream(body) if body.cut());
         self.end(None);
     }
 }
@@ -309,6 +313,27 @@ impl Finish {
     }
 }
 
+thread_local! {
+    /// The request whose panic this thread is about to answer: what knew of it is gone by then.
+    static PANICKED: Cell<Option<Panicked>> = const { Cell::new(None) };
+}
+
+/// What is left of a request that panicked.
+#[derive(Default)]
+pub struct Panicked {
+    /// Its id, as it was logged; `None` without an access log.
+    pub request_id: Option<HeaderValue>,
+    /// Whether it was a gRPC call.
+    pub grpc: bool,
+}
+
+impl Panicked {
+    /// The request that has just panicked on this thread.
+    pub fn take() -> Self {
+        PANICKED.take().unwrap_or_default()
+    }
+}
+
 /// A request that has no response yet. Dropped with it when the client leaves, it accounts for the request all the same.
 #[must_use]
 pub struct Pending(Option<Box<Finish>>);
@@ -337,6 +362,12 @@ impl Drop for Pending {
             let reason = if std::thread::panicking() { Reason::Internal } else { Reason::ClientClosed };
             finish.status = reason.status();
             finish.reason = Some(reason);
+            if reason == Reason::Internal {
+                if finish.grpc {
+                    (finish.status, finish.grpc_status) = (200, Some(reason.grpc_status()));
+                }
+                PANICKED.set(Some(Panicked { request_id: finish.entry.as_ref().map(|entry| entry.request_id.clone()), grpc: finish.grpc }));
+            }
             finish.run(0, reason == Reason::Internal, None);
         }
     }

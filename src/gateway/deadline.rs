@@ -17,7 +17,8 @@ pin_project! {
     pub struct DeadlineBody<B> {
         #[pin]
         inner: B,
-        sleep: Pin<Box<tokio::time::Sleep>>,
+        #[pin]
+        sleep: tokio::time::Sleep,
         over: bool,
     }
 }
@@ -25,7 +26,7 @@ pin_project! {
 impl<B> DeadlineBody<B> {
     /// Wraps `inner`.
     pub fn new(inner: B, deadline: Instant) -> Self {
-        Self { inner, sleep: Box::pin(tokio::time::sleep_until(deadline.into())), over: false }
+        Self { inner, sleep: tokio::time::sleep_until(deadline.into()), over: false }
     }
 }
 
@@ -41,7 +42,7 @@ impl<B: Body<Data = Bytes>> Body for DeadlineBody<B> {
         if let Poll::Ready(frame) = this.inner.poll_frame(cx) {
             return Poll::Ready(frame);
         }
-        std::task::ready!(this.sleep.as_mut().poll(cx));
+        std::task::ready!(this.sleep.poll(cx));
         *this.over = true;
         let mut trailers = HeaderMap::with_capacity(2);
         trailers.insert(GRPC_STATUS, HeaderValue::from_static("4"));

@@ -14,6 +14,7 @@ pub mod snapshot;
 pub mod status;
 pub mod target;
 pub mod tunnel;
+mod tunnel_side;
 pub mod view;
 
 pub use custom::Middleware;

@@ -15,7 +15,7 @@ use crate::telemetry::access_log::{AccessLog, Options};
 use crate::telemetry::events;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::ClientTls;
-use crate::upstream::connect::Destination;
+use crate::upstream::connect::{Destination, H2_PING};
 use crate::upstream::pool::EndpointPool;
 use crate::upstream::{EndpointSpec, Observer, UpstreamState};
 
@@ -35,8 +35,11 @@ pub struct Shared {
     pub middleware: Arc<[Arc<dyn Middleware>]>,
     /// Runtime of background work; `None` when a configuration is only checked.
     pub control: Option<tokio::runtime::Handle>,
+    /// How often HTTP/2 peers are pinged, clients and upstreams.
+    pub http2_ping: Duration,
     upstreams: Mutex<HashMap<String, Weak<UpstreamState>>>,
     pools: Mutex<HashMap<String, Weak<EndpointPool>>>,
+    /// The one that serves, with what it was made from.
     access_log: Mutex<Option<(Log, Arc<AccessLog>)>>,
 }
 
@@ -53,11 +56,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     /// For a gateway with `workers` workers whose background work runs on `control`.
     pub fn new(workers: usize, control: Option<tokio::runtime::Handle>) -> Arc<Self> {
-        Self::with_middleware(workers, control, Vec::new())
+        Self::with(workers, control, Vec::new(), None)
     }
 
-    /// The same, with a library user's own steps in every route's chain.
-    pub fn with_middleware(workers: usize, control: Option<tokio::runtime::Handle>, middleware: Vec<Arc<dyn Middleware>>) -> Arc<Self> {
+    /// The same, with a library user's own steps in every route's chain, and pings as often as they say.
+    pub fn with(
+        workers: usize,
+        control: Option<tokio::runtime::Handle>,
+        middleware: Vec<Arc<dyn Middleware>>,
+        http2_ping: Option<Duration>,
+    ) -> Arc<Self> {
         let limits = rate_limit::Registry::new();
         if let Some(control) = &control {
             control.spawn(rate_limit::Registry::sweep(Arc::downgrade(&limits)));
@@ -70,6 +78,7 @@ impl Shared {
             mirrors: mirror::Room::new(workers),
             middleware: middleware.into(),
             control,
+            http2_ping: http2_ping.unwrap_or(H2_PING),
             upstreams: Mutex::default(),
             pools: Mutex::default(),
             access_log: Mutex::default(),
@@ -106,7 +115,8 @@ impl Shared {
                 return pool;
             }
             let metrics = shared.metrics.endpoint(&upstream, &spec.id);
-            let pool = Arc::new(EndpointPool::new(shared.workers, Destination::new(spec, tls.clone(), protocol), &limits, metrics));
+            let destination = Destination { ping: shared.http2_ping, ..Destination::new(spec, tls.clone(), protocol) };
+            let pool = Arc::new(EndpointPool::new(shared.workers, destination, &limits, metrics));
             pools.insert(key, Arc::downgrade(&pool));
             pool
         })
@@ -117,10 +127,9 @@ impl Shared {
         lock(&self.pools).values().filter_map(Weak::upgrade).collect()
     }
 
-    /// The access log for `log`: the open one if nothing changed.
+    /// The access log for `log`: the one that serves if nothing changed. A new one serves from [`Self::serve_log`] on.
     pub fn access_log(&self, log: &Log, directory: &Path, problems: &mut Problems) -> Arc<AccessLog> {
-        let mut current = lock(&self.access_log);
-        if let Some((old, open)) = &*current
+        if let Some((old, open)) = &*lock(&self.access_log)
             && old.access == log.access
             && old.format == log.format
         {
@@ -132,16 +141,18 @@ impl Shared {
             Some(_) | None => Ok(AccessLog::disabled()),
         };
         match opened {
-            Ok(opened) => {
-                *current = Some((log.clone(), Arc::clone(&opened)));
-                opened
-            }
+            Ok(opened) => opened,
             Err(error) => {
                 let at = crate::config::At::main("log").key("access").key("output");
                 problems.error(at, format!("the access log cannot be opened: {error}"));
                 AccessLog::disabled()
             }
         }
+    }
+
+    /// Makes `open`, which is what `log` asks for, the access log that is reopened, flushed and taken over by the next configuration.
+    pub fn serve_log(&self, log: &Log, open: &Arc<AccessLog>) {
+        *lock(&self.access_log) = Some((log.clone(), Arc::clone(open)));
     }
 
     /// Reopens the access log's file, after a rotation.

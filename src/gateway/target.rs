@@ -11,7 +11,8 @@ use http_body_util::BodyExt;
 
 use crate::config::upstream::Protocol;
 use crate::error::{Reason, Refusal};
-use crate::gateway::answer::{Cut, Source};
+use crate::gateway::answer::{Adapted, Cut, Source};
+use crate::gateway::deadline::DeadlineBody;
 use crate::gateway::handle::{Answer, Context};
 use crate::gateway::route::Route;
 use crate::gateway::tunnel;
@@ -238,7 +239,10 @@ impl Route {
         if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
             entry.parts = outcome.parts;
         }
-        outcome.answer.map(Answer::full)
+        outcome.answer.map(|(head, body)| match body.whole() {
+            Ok(bytes) => Answer::full((head, bytes)),
+            Err(chunks) => Answer::new(head, Source::Adapted(Box::pin(chunks.map_err(|never| match never {})))),
+        })
     }
 }
 
@@ -337,18 +341,17 @@ fn clean_head(parts: &mut response::Parts, cx: &Context<'_>) {
 }
 
 fn grpc_source(parts: &mut response::Parts, body: UpstreamBody, web: Option<grpc_web::Call>, deadline: Option<Instant>) -> Source {
-    let ensured =
-        match grpc::EnsureStatus::wrap(parts.status, &parts.headers, body.map_err(|error| Cut::by_upstream(&error)).boxed_unsync()) {
-            Ok(ensured) => ensured.boxed_unsync(),
-            Err(body) => body,
-        };
-    let timed = match deadline {
-        Some(deadline) => crate::gateway::deadline::DeadlineBody::new(ensured, deadline).boxed_unsync(),
-        None => ensured,
+    let body = body.map_err(|error| Cut::by_upstream(&error));
+    // Boxed once, whatever is put around it.
+    let adapted: Adapted = match (grpc::EnsureStatus::wrap(parts.status, &parts.headers, body), deadline) {
+        (Ok(ensured), None) => Box::pin(ensured),
+        (Ok(ensured), Some(deadline)) => Box::pin(DeadlineBody::new(ensured, deadline)),
+        (Err(body), None) => Box::pin(body),
+        (Err(body), Some(deadline)) => Box::pin(DeadlineBody::new(body, deadline)),
     };
     match web {
-        Some(call) if call.prepare_response(&mut parts.headers) => Source::Web(Box::pin(timed), call),
-        Some(_) | None => Source::Adapted(Box::pin(timed)),
+        Some(call) if call.prepare_response(&mut parts.headers) => Source::Web(adapted, call),
+        Some(_) | None => Source::Adapted(adapted),
     }
 }
 

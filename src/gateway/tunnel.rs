@@ -7,6 +7,7 @@ use crate::gateway::answer::{Finish, Source};
 use crate::gateway::handle::{Answer, Context};
 use crate::gateway::route::Route;
 use crate::gateway::target::{Outgoing, UpstreamHandle, answer_of, note, refusal_of};
+use crate::gateway::tunnel_side::{LINGER, Sides};
 use crate::http::Exchange;
 use crate::http::headers::{Survey, remove_hop_by_hop};
 use crate::http::upgrade::Upgrading;
@@ -96,6 +97,7 @@ impl Opening {
             if let Some(route) = &route {
                 route.metrics.tunnel_opened(worker);
             }
+            let (sides, client, upstream) = Sides::of(client, upstream);
             let options = TunnelOptions {
                 idle_timeout,
                 drain: async move {
@@ -103,9 +105,9 @@ impl Opening {
                     let _ = cut.wait_for(|cut| *cut).await;
                 },
                 websocket: true,
-                meter: |_, _| {},
+                meter: |way, bytes| sides.moved(way, bytes),
             };
-            let end = run(client, upstream, options).await;
+            let end = sides.until_silent(LINGER, run(client, upstream, options)).await;
             drop(attempt);
             drop(hold);
             if let Some(route) = &route {

@@ -18,6 +18,8 @@ use crate::error::Refusal;
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// `grpc-message`.
 pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// What the status is about, as a message of its own.
+pub const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 /// `grpc-timeout`.
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, TE, TRAILER};
+use http::header::{ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CONTENT_LENGTH, CONTENT_TYPE, TE, TRAILER};
 use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -82,11 +82,34 @@ impl Call {
                 Err(frame) => return frame,
             },
         };
-        Frame::data(match self.response {
+        Frame::data(self.encode(bytes))
+    }
+
+    fn encode(self, bytes: Bytes) -> Bytes {
+        match self.response {
             Encoding::Binary => bytes,
             // Each piece is padded: bytes held back for a whole group would be a message that arrives late.
             Encoding::Text => Bytes::from(STANDARD.encode(&bytes)),
-        })
+        }
+    }
+
+    /// Of an answer without a body, whose status is in the head: a body with the status, where a script of another origin may read the answer
+    /// but not that field of its head. A browser shows only what CORS exposes, and a call without a status is a riddle.
+    pub fn show_status(self, headers: &mut HeaderMap) -> Option<Bytes> {
+        let listed = |name: &[u8]| name.trim_ascii().eq_ignore_ascii_case(grpc::GRPC_STATUS.as_str().as_bytes());
+        let exposed =
+            headers.get(ACCESS_CONTROL_EXPOSE_HEADERS).is_some_and(|list| list.as_bytes().split(|&byte| byte == b',').any(listed));
+        if exposed || !headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) || !headers.contains_key(grpc::GRPC_STATUS) {
+            return None;
+        }
+        let mut trailers = HeaderMap::with_capacity(3);
+        for name in [grpc::GRPC_STATUS, grpc::GRPC_MESSAGE, grpc::GRPC_DETAILS] {
+            if let Some(value) = headers.remove(&name) {
+                trailers.insert(name, value);
+            }
+        }
+        headers.remove(CONTENT_LENGTH);
+        Some(self.encode(trailers_message(&trailers)))
     }
 
     /// A gateway-made answer: HTTP 200 with the status in the head. The caller adds the request id and an empty body.
@@ -319,6 +342,22 @@ mod tests {
         let response = BINARY_CALL.refusal(&Refusal::new(Reason::Forbidden, "no"));
         let expected = head(&[("content-type", "application/grpc-web+proto"), ("grpc-status", "7"), ("grpc-message", "no")]);
         assert_eq!((response.status().as_u16(), response.headers()), (200, &expected));
+    }
+
+    #[test]
+    fn a_status_that_no_script_could_read_moves_into_the_body() {
+        let refused = || head(&[("grpc-status", "7"), ("grpc-message", "no"), ("access-control-allow-origin", "https://a.test")]);
+        let mut headers = refused();
+        let body = BINARY_CALL.show_status(&mut headers).unwrap();
+        assert_eq!(body, b"\x80\0\0\0\x22grpc-status: 7\r\ngrpc-message: no\r\n".as_slice());
+        assert_eq!(headers, head(&[("access-control-allow-origin", "https://a.test")]));
+        assert_eq!(STANDARD.decode(TEXT_CALL.show_status(&mut refused()).unwrap()).unwrap(), body);
+        let mut exposed = refused();
+        exposed.insert("access-control-expose-headers", HeaderValue::from_static("x-request-id, Grpc-Status,grpc-message"));
+        for mut readable in [exposed, head(&[("grpc-status", "7")]), head(&[("access-control-allow-origin", "*")])] {
+            let before = readable.clone();
+            assert_eq!((BINARY_CALL.show_status(&mut readable), &readable), (None, &before));
+        }
     }
 
     #[tokio::test]

@@ -16,7 +16,8 @@ pin_project! {
         #[pin]
         future: F,
         clock: C,
-        sleep: Pin<Box<Sleep>>,
+        #[pin]
+        sleep: Sleep,
         armed: u64,
     }
 }
@@ -34,7 +35,7 @@ impl<F, C: AsRef<Clock>> Watched<F, C> {
     /// Watches `future`.
     pub fn new(future: F, clock: C) -> Self {
         let armed = clock.as_ref().earliest();
-        Self { future, clock, sleep: Box::pin(tokio::time::sleep_until(instant(armed).into())), armed }
+        Self { future, clock, sleep: tokio::time::sleep_until(instant(armed).into()), armed }
     }
     /// The future itself.
     pub fn inner(self: Pin<&mut Self>) -> Pin<&mut F> {

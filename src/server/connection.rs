@@ -3,9 +3,9 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,7 @@ use crate::server::io::{ClientIo, Transport};
 use crate::server::listener::{Listener, Stage};
 use crate::server::per_ip::{Counted, PerIp};
 use crate::server::proxy_protocol;
+use crate::server::streams::{StreamExecutor, Streams};
 use crate::server::worker::{Accepted, Open, State};
 use crate::telemetry::metrics::ConnectionError;
 use crate::tls::{Alpn, client_certificate, negotiated, tls_version_word};
@@ -40,11 +41,11 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FIRST_READ: usize = 2048;
 /// HTTP/2 windows: a slow reader stops the upstream at about this much.
 const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// The windows of all streams together have room in that of the connection: else uploads that wait for a slow upstream would stop the others.
+const LEAST_CONNECTION_WINDOW: u32 = 1 << 20;
+const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// Bytes of one stream that wait to be written.
 const SEND_BUFFER: usize = 64 << 10;
-/// HTTP/2 pings find dead peers.
-const PING: Duration = Duration::from_secs(30);
 /// The protocol library's own limit on heads is the backstop behind ours, which answers with a body.
 const BACKSTOP: usize = 2;
 /// How long an HTTP/2 connection may take to end after GOAWAY when it was idle.
@@ -61,6 +62,7 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     listener.metrics.connection_opened(worker);
     let mut held = Held { open, per_ip: None, listener: Arc::clone(&listener), worker };
     let snapshot = state.snapshot.load_full();
+    let identity = listener.identity();
     let established = tokio::select! {
         biased;
         established = establish(tcp, peer, &listener, &snapshot, &state.per_ip) => established,
@@ -84,6 +86,7 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
         connection: Arc::new(established.connection),
         held: Arc::new(held),
         ending,
+        identity,
     };
     session.run(established.transport, established.h2, timeouts).await;
 }
@@ -169,6 +172,8 @@ pub(super) struct Session {
     connection: Arc<Connection>,
     held: Arc<Held>,
     ending: Arc<Ending>,
+    /// Whether the listener's TLS is still the one that this connection began with.
+    identity: watch::Receiver<u64>,
 }
 
 impl Session {
@@ -234,10 +239,9 @@ impl Session {
         let mut heard = false;
         let end = poll_fn(|cx| {
             // Looked at once, to be woken, and then only when there is news: this runs several times a request.
-            if !std::mem::replace(&mut heard, true) || draining.load(Relaxed) {
-                if cut.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(None);
-                }
+            let look = !std::mem::replace(&mut heard, true) || draining.load(Relaxed);
+            if look && cut.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
             }
             watched.as_mut().poll(cx).map(Some)
         })
@@ -271,42 +275,42 @@ impl Session {
         let state = Arc::new(ConnectionState::new(Arc::clone(&clock)));
         let flood = Arc::new(Notify::new());
         let io = ClientIo::new(transport, prefix, state, Arc::clone(&self.listener.metrics), self.worker).h2(Arc::clone(&flood));
-        let streams =
-            StreamExecutor { connection: Arc::clone(&clock), next: Arc::default(), open: Arc::default(), tunnels: Arc::default() };
-        let (next, tunnels) = (Arc::clone(&streams.next), Arc::clone(&streams.tunnels));
-        let connection_clock = Arc::clone(&clock);
+        let streams = Streams::of(&clock);
         let service = service_fn(|request: Request<hyper::body::Incoming>| {
             let clock = Arc::new(Clock::new(Phase::Request, Instant::now(), timeouts));
-            *next.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&clock));
+            streams.expect(Arc::clone(&clock));
             let inbound = self.inbound(clock, None);
-            connection_clock.set_timeouts(inbound.snapshot.timeouts);
-            async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request.map(Incoming::Http2)).await) }
+            streams.clock().set_timeouts(inbound.snapshot.timeouts);
+            // Boxed before hyper hands it on by value several times, and gone once the head is out, however long the body goes on.
+            Box::pin(async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request.map(Incoming::Http2)).await) })
         });
         let snapshot = self.state.snapshot.load_full();
-        let mut builder = http2::Builder::new(streams);
+        let mut builder = http2::Builder::new(StreamExecutor::new(&streams));
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(snapshot.max_streams)
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(snapshot.max_streams.saturating_mul(STREAM_WINDOW).clamp(LEAST_CONNECTION_WINDOW, MAX_WINDOW))
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(u32::try_from(snapshot.max_header_size.saturating_mul(BACKSTOP)).unwrap_or(u32::MAX))
-            .keep_alive_interval(PING)
-            .keep_alive_timeout(PING / 2)
+            .keep_alive_interval(self.state.shared.http2_ping)
+            .keep_alive_timeout(self.state.shared.http2_ping / 2)
             .enable_connect_protocol();
         drop(snapshot);
         let mut watched = pin!(Watched::new(builder.serve_connection(TokioIo::new(io), service), Arc::clone(&clock)));
-        let mut stages = self.stages();
+        let (mut stages, mut identity) = (self.stages(), self.identity.clone());
         let end = loop {
             tokio::select! {
                 biased;
                 end = &mut watched => break Some(end),
                 () = flood.notified() => break None,
+                // Who stays for weeks would never see a renewed certificate. Streams finish; those that cross the GOAWAY are still taken.
+                Ok(()) = identity.changed() => watched.as_mut().inner().graceful_shutdown(),
                 stage = next_stage(&mut stages) => match stage {
                     Stage::Serving => {}
                     Stage::Draining | Stage::Closing => watched.as_mut().inner().graceful_shutdown(),
                     Stage::Cut => {
-                        if tunnels.load(Relaxed) > 0 {
+                        if streams.has_tunnels() {
                             // Tunnels say goodbye to both sides through this connection.
                             let _ = tokio::time::timeout(GOODBYE, watched.as_mut().inner()).await;
                         }
@@ -324,7 +328,8 @@ impl Session {
             }
             Some(End::Done(Err(error))) => {
                 tracing::debug!(%error, "HTTP/2 connection failed");
-                if !closed_by_peer(&error) {
+                // A client that answers no ping is gone, not wrong.
+                if !closed_by_peer(&error) && !error.is_timeout() {
                     self.listener.metrics.connection_error(self.worker, ConnectionError::BadRequest);
                 }
             }
@@ -376,61 +381,6 @@ async fn sniff(transport: &mut Transport) -> io::Result<Option<(bool, Vec<u8>)>>
         }
         if common == PREFACE.len() {
             return Ok(Some((true, bytes)));
-        }
-    }
-}
-
-/// Runs the streams of an HTTP/2 connection, each beside its own clock, and keeps the connection's clock: idle without streams.
-#[derive(Clone)]
-struct StreamExecutor {
-    connection: Arc<Clock>,
-    /// The clock of the request whose stream is about to be run: hyper calls the service and this executor one after the other.
-    next: Arc<Mutex<Option<Arc<Clock>>>>,
-    open: Arc<AtomicUsize>,
-    /// Of these, the tunnels.
-    tunnels: Arc<AtomicUsize>,
-}
-
-impl<F> hyper::rt::Executor<F> for StreamExecutor
-where
-    F: Future + Send + 'static,
-    F::Output: Send,
-{
-    fn execute(&self, future: F) {
-        let clock = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.open.fetch_add(1, Relaxed);
-        self.connection.enter(Phase::Tunnel, Instant::now());
-        let guard = StreamGuard { connection: Arc::clone(&self.connection), open: Arc::clone(&self.open) };
-        let Some(clock) = clock else {
-            // The driver of an upgraded stream (WebSocket): it has timers of its own, but the connection is in use.
-            let tunnels = Arc::clone(&self.tunnels);
-            tunnels.fetch_add(1, Relaxed);
-            tokio::spawn(async move {
-                let _guard = guard;
-                future.await;
-                tunnels.fetch_sub(1, Relaxed);
-            });
-            return;
-        };
-        let watched: Watched<Pin<Box<F>>, _> = Watched::new(Box::pin(future), clock);
-        tokio::spawn(async move {
-            let _guard = guard;
-            // A stream that is cut is reset when its future is dropped.
-            watched.await;
-        });
-    }
-}
-
-/// Notes the end of a stream.
-struct StreamGuard {
-    connection: Arc<Clock>,
-    open: Arc<AtomicUsize>,
-}
-
-impl Drop for StreamGuard {
-    fn drop(&mut self) {
-        if self.open.fetch_sub(1, Relaxed) == 1 {
-            self.connection.enter(Phase::Idle, Instant::now());
         }
     }
 }

@@ -44,6 +44,8 @@ pub struct Listener {
     socket: Mutex<Option<TcpListener>>,
     draining: Arc<AtomicBool>,
     stages: watch::Sender<Stage>,
+    /// How often its TLS was superseded.
+    identity: watch::Sender<u64>,
     cut: watch::Sender<bool>,
 }
 
@@ -105,6 +107,7 @@ impl Listener {
             socket: Mutex::new(Some(socket)),
             draining: Arc::default(),
             stages: watch::Sender::new(Stage::Serving),
+            identity: watch::Sender::new(0),
             cut: watch::Sender::new(false),
         }))
     }
@@ -112,6 +115,25 @@ impl Listener {
     /// The socket, for the acceptor alone: it closes it when it is done.
     pub fn take_socket(&self) -> Option<TcpListener> {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Takes new settings, for new connections. Those that are open hear of it if their TLS is superseded.
+    pub fn renew(&self, spec: ListenerSpec) {
+        let new = Arc::new(spec);
+        let old = self.spec.swap(Arc::clone(&new));
+        let superseded = match (&old.tls, &new.tls) {
+            (Some(old), Some(new)) => new.supersedes(old),
+            (None, None) => false,
+            (Some(_), None) | (None, Some(_)) => true,
+        };
+        if superseded {
+            self.identity.send_modify(|times| *times += 1);
+        }
+    }
+
+    /// How often its TLS was superseded. A connection reads it before it reads `spec`, so that it never misses a change.
+    pub fn identity(&self) -> watch::Receiver<u64> {
+        self.identity.subscribe()
     }
 
     /// Moves on to `stage`.

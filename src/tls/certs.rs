@@ -1,6 +1,6 @@
 //! Certificates and keys from PEM files, with every way they can be wrong said in plain words.
 //!
-//! Messages do not name the file: its path may hold a substituted value, and the problem's place shows it as written.
+//! Messages come without the file's path; [`Wrong::in_file`] adds it. Where a part of it was substituted, the report hides that.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,6 +34,13 @@ pub struct Wrong {
     pub message: String,
     /// What would be right.
     pub help: &'static str,
+}
+
+impl Wrong {
+    /// The message with the path of the file at fault, for a report.
+    pub fn in_file(&self, path: &Path) -> String {
+        format!("{} ({})", self.message, path.display())
+    }
 }
 
 /// A certificate chain with its key, and what its first certificate says.
@@ -123,14 +130,21 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Wrong>
     let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
         .map_err(|error| wrong(format!("the certificate file is not valid PEM: {}", pem_words(&error))))?;
-    if certificates.is_empty() {
-        return Err(wrong(if PrivateKeyDer::from_pem_slice(&text).is_ok() {
-            "the certificate file holds a private key, but no certificate".to_owned()
-        } else {
-            "the certificate file holds no certificate".to_owned()
-        }));
+    if !certificates.is_empty() {
+        return Ok(certificates);
     }
-    Ok(certificates)
+    Err(match unlike_pem(&text) {
+        Some(Unlike::Empty) => wrong("the certificate file is empty".to_owned()),
+        Some(Unlike::Binary) => Wrong {
+            part: Part::Certificate,
+            message: "the certificate file is binary, not PEM".to_owned(),
+            help: "convert it: openssl x509 -inform DER -in FILE -out PEM; out of PKCS #12: openssl pkcs12 -in FILE -nokeys -out PEM",
+        },
+        None if PrivateKeyDer::from_pem_slice(&text).is_ok() => {
+            wrong("the certificate file holds a private key, but no certificate".to_owned())
+        }
+        None => wrong("the certificate file holds no certificate".to_owned()),
+    })
 }
 
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Wrong> {
@@ -146,8 +160,30 @@ fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Wrong> {
         Err(pem::Error::NoItemsFound) if CertificateDer::from_pem_slice(&text).is_ok() => {
             Err(wrong("the key file holds a certificate, but no private key".to_owned(), plain))
         }
-        Err(pem::Error::NoItemsFound) => Err(wrong("the key file holds no private key".to_owned(), plain)),
+        Err(pem::Error::NoItemsFound) => Err(match unlike_pem(&text) {
+            Some(Unlike::Empty) => wrong("the key file is empty".to_owned(), plain),
+            Some(Unlike::Binary) => wrong(
+                "the key file is binary, not PEM".to_owned(),
+                "convert it: openssl pkey -inform DER -in FILE -out PEM; out of PKCS #12: openssl pkcs12 -in FILE -nocerts -noenc -out PEM",
+            ),
+            None => wrong("the key file holds no private key".to_owned(), plain),
+        }),
         Err(error) => Err(wrong(format!("the key file is not valid PEM: {}", pem_words(&error)), plain)),
+    }
+}
+
+/// What a file without any section of PEM is, where that is plain.
+enum Unlike {
+    Empty,
+    /// DER or PKCS #12: both begin with an ASN.1 sequence.
+    Binary,
+}
+
+fn unlike_pem(text: &[u8]) -> Option<Unlike> {
+    match text.trim_ascii().first() {
+        None => Some(Unlike::Empty),
+        Some(0x30) if std::str::from_utf8(text).is_err() => Some(Unlike::Binary),
+        Some(_) => None,
     }
 }
 

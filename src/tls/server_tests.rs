@@ -182,6 +182,24 @@ async fn a_changed_certificate_is_used_from_the_next_handshake_on_and_old_connec
     assert!(client.get_ref().1.peer_certificates().unwrap()[0].to_vec() == old);
 }
 
+#[test]
+fn what_was_shown_is_superseded_when_it_is_gone_or_clients_are_verified_otherwise() {
+    let kit = Kit::new();
+    kit.issue_for("site", &["site.test"]);
+    kit.issue_for("other", &["other.test"]);
+    let before = kit.good_server(&listener(&["site"]));
+    let after = |config: &ListenerTls| kit.server(config, Some(&before)).0.unwrap().supersedes(&before);
+    assert!(!after(&listener(&["site"])));
+    assert!(!after(&listener(&["other", "site"])), "one more certificate");
+    assert!(after(&listener(&["other"])));
+    assert!(after(&verifying(&["site"], ClientAuth::Optional)));
+    kit.issue_for("site", &["site.test"]);
+    assert!(after(&listener(&["site"])), "renewed");
+    // A broken one keeps what there was.
+    kit.write("site.pem", "junk");
+    assert!(!after(&listener(&["site"])));
+}
+
 #[tokio::test]
 async fn a_broken_new_certificate_keeps_the_old_one_with_a_warning() {
     let kit = Kit::new();
@@ -193,7 +211,7 @@ async fn a_broken_new_certificate_keeps_the_old_one_with_a_warning() {
         kit.write(file, text);
         let (after, said) = kit.server(&listener(&["site"]), Some(&before));
         assert!(
-            said.iter().all(|(severity, _, message)| *severity == Warning && message.ends_with("; the one in use is kept")),
+            said.iter().all(|(severity, _, message)| *severity == Warning && message.contains("; the one in use is kept (")),
             "{said:?}"
         );
         assert!(meet(&after.unwrap(), &kit.good_client(None), "site.test").await.unwrap().certificate() == old);
@@ -215,7 +233,8 @@ async fn a_broken_authority_file_keeps_the_old_one_at_a_reload() {
     let before = kit.good_server(&config);
     kit.write("ca.pem", "");
     let (after, said) = kit.server(&config, Some(&before));
-    assert_eq!(one(&said), ("client_ca", "the certificate file holds no certificate; the one in use is kept"));
+    let message = format!("the certificate file is empty; the one in use is kept ({})", kit.path("ca.pem").display());
+    assert_eq!(one(&said), ("client_ca", message.as_str()));
     assert!(meet(&after.unwrap(), &client, "site.test").await.is_ok());
     assert!(kit.server(&config, None).0.is_none());
 }
@@ -261,7 +280,9 @@ async fn a_ticket_never_skips_client_verification() {
 #[test]
 fn files_that_cannot_be_used_are_named_with_the_reason() {
     let kit = Kit::new();
-    kit.issue_for("site", &["site.test"]);
+    let der = kit.issue_for("site", &["site.test"]);
+    std::fs::write(kit.path("site.der"), der).unwrap();
+    kit.write("words", "no key in here\n");
     kit.issue_for("other", &["other.test"]);
     let (site, key) = ("site.pem", "site.key");
     kit.write("garbage.pem", "-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n");
@@ -274,13 +295,17 @@ fn files_that_cannot_be_used_are_named_with_the_reason() {
         (site, "other.key", "key", "the private key does not belong to the certificate"),
         ("none.pem", key, "cert", "the certificate file cannot be read: No such file or directory"),
         (".", key, "cert", "the certificate file cannot be read: it is not a file"),
-        ("empty", key, "cert", "the certificate file holds no certificate"),
+        ("empty", key, "cert", "the certificate file is empty"),
+        ("words", key, "cert", "the certificate file holds no certificate"),
         (key, key, "cert", "the certificate file holds a private key, but no certificate"),
         ("garbage.pem", key, "cert", "the certificate file is not valid PEM: the text between BEGIN and END is not base64"),
         ("cut.pem", key, "cert", "the certificate file is not valid PEM: a section has no END line"),
         ("nonsense.pem", key, "cert", "the first certificate in the file cannot be read"),
         (site, "none.key", "key", "the key file cannot be read: No such file or directory"),
-        (site, "empty", "key", "the key file holds no private key"),
+        (site, "empty", "key", "the key file is empty"),
+        (site, "words", "key", "the key file holds no private key"),
+        (site, "site.der", "key", "the key file is binary, not PEM"),
+        ("site.der", "site.key", "cert", "the certificate file is binary, not PEM"),
         (site, site, "key", "the key file holds a certificate, but no private key"),
         (site, "locked.key", "key", "the private key is encrypted"),
         (site, "nonsense.key", "key", "the private key cannot be used"),
@@ -288,7 +313,8 @@ fn files_that_cannot_be_used_are_named_with_the_reason() {
         let config = ListenerTls { certificates: vec![Certificate { cert: cert.to_owned(), key: key.to_owned() }], ..listener(&[]) };
         let (_, said) = kit.server(&config, None);
         let (at, text) = one(&said);
-        assert!(at == place && text.starts_with(message), "{cert} {key}: {said:?}");
+        let file = kit.path(if place == "cert" { cert } else { key });
+        assert!(at == place && text.starts_with(message) && text.ends_with(&format!(" ({})", file.display())), "{cert} {key}: {said:?}");
     }
     let both = ListenerTls { certificates: vec![Certificate { cert: "a".to_owned(), key: "b".to_owned() }; 2], ..listener(&[]) };
     assert_eq!(kit.server(&both, None).1.len(), 4, "every wrong file is reported");

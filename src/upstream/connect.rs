@@ -26,9 +26,10 @@ use crate::upstream::wire::Wire;
 const H2_MAX_HEAD: u32 = 64 << 10;
 /// HTTP/2 windows towards upstreams: small, so that a slow client cannot park megabytes in the gateway.
 const H2_STREAM_WINDOW: u32 = 256 << 10;
-const H2_CONNECTION_WINDOW: u32 = 2 << 20;
-/// HTTP/2 pings find dead peers.
-const H2_PING: Duration = Duration::from_secs(30);
+/// The largest there is: streams have a limit each, and one together would let a few slow clients stop all others on the connection.
+const H2_CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// How often peers on HTTP/2 connections with open streams are pinged, on both sides. One that does not answer within half of it is gone.
+pub const H2_PING: Duration = Duration::from_secs(30);
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -88,12 +89,15 @@ pub struct Destination {
     pub tls: Option<Arc<ClientTls>>,
     /// Protocol asked for.
     pub protocol: Protocol,
+    /// How often it is pinged over HTTP/2.
+    pub ping: Duration,
 }
 
 impl Destination {
     /// The destination of an endpoint.
     pub fn new(spec: &EndpointSpec, tls: Option<Arc<ClientTls>>, protocol: Protocol) -> Self {
-        Self { address: spec.address.clone(), tls_name: Arc::clone(&spec.tls_name), tls: tls.filter(|_| spec.tls), protocol }
+        let tls = tls.filter(|_| spec.tls);
+        Self { address: spec.address.clone(), tls_name: Arc::clone(&spec.tls_name), tls, protocol, ping: H2_PING }
     }
 
     /// Whether connections speak HTTP/2; `None` where TLS will tell.
@@ -143,7 +147,7 @@ impl Destination {
             (_, Protocol::H2) => true,
             (_, Protocol::Auto | Protocol::Http1) => false,
         };
-        if h2 { handshake_h2(io, open).await } else { Ok(Sender::H1(H1::new(io, open))) }
+        if h2 { handshake_h2(io, open, self.ping).await } else { Ok(Sender::H1(H1::new(io, open))) }
     }
 
     /// Opens an HTTP/1.1 connection that can become a tunnel.
@@ -155,7 +159,7 @@ impl Destination {
     }
 }
 
-async fn handshake_h2(io: Wire, open: OpenConnection) -> Result<Sender, ConnectError> {
+async fn handshake_h2(io: Wire, open: OpenConnection, ping: Duration) -> Result<Sender, ConnectError> {
     let news = Arc::new(News::default());
     let (sender, connection) = http2::Builder::new(H2Executor(Arc::clone(&news)))
         .timer(TokioTimer::new())
@@ -164,8 +168,8 @@ async fn handshake_h2(io: Wire, open: OpenConnection) -> Result<Sender, ConnectE
         .max_header_list_size(H2_MAX_HEAD)
         // None until the peer's settings say how many: a request above its limit would be refused or wait in the wrong queue.
         .initial_max_send_streams(0)
-        .keep_alive_interval(H2_PING)
-        .keep_alive_timeout(H2_PING / 2)
+        .keep_alive_interval(ping)
+        .keep_alive_timeout(ping / 2)
         .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ConnectError::Io(io::Error::other(error)))?;
@@ -215,9 +219,7 @@ where
 {
     fn execute(&self, future: F) {
         if self.0.settled.load(Relaxed) {
-            tokio::spawn(async move {
-                future.await;
-            });
+            tokio::spawn(future);
             return;
         }
         let news = Arc::clone(&self.0);

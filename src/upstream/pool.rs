@@ -194,12 +194,15 @@ impl EndpointPool {
                 return Some(self.lease(Sender::H1(idle.connection), worker, true, None));
             }
         }
-        drop(kept);
-        self.checkout_h2(worker)
+        self.share(kept, worker)
     }
 
     fn checkout_h2(self: &Arc<Self>, worker: usize) -> Option<Lease> {
-        let mut kept = self.shard(worker);
+        self.share(self.shard(worker), worker)
+    }
+
+    /// A stream on the open connection with the fewest.
+    fn share(self: &Arc<Self>, mut kept: MutexGuard<'_, Kept>, worker: usize) -> Option<Lease> {
         if kept.h2.is_empty() {
             return None;
         }

@@ -1,11 +1,9 @@
 //! The order of the chain with its reasons, steps of a library user, and secrets that must not come out anywhere.
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
-
 use serde_json::json;
 
 use crate::support::client::request;
+use crate::support::process::Process;
 use crate::support::{Answer, Gateway, Raw, Refused, Upstream, eventually};
 use crate::tokens::{SECRET, basic, bearer, claims, claims_of, hs256, sha256, with};
 
@@ -174,55 +172,6 @@ routes:
     let answer = ask("/auth", &[("X-Team", "red"), ("Authorization", &bearer(&hs256(&claims())))]);
     assert_eq!((answer.status, upstream.last().header("x-user-id")), (200, Some("ann")));
     server.shutdown();
-}
-
-/// The binary, with everything it writes in files.
-struct Process {
-    child: Child,
-    dir: tempfile::TempDir,
-    ports: [u16; 2],
-}
-
-impl Process {
-    /// Starts it with `yaml`, in which `@LISTEN` and `@ADMIN` are free ports.
-    fn start(dir: tempfile::TempDir, yaml: &str, env: &[(&str, &str)]) -> Self {
-        let free = [0, 0].map(|_: u8| TcpListener::bind("127.0.0.1:0").unwrap());
-        let ports = [0, 1].map(|n: usize| free[n].local_addr().unwrap().port());
-        drop(free);
-        let yaml = yaml.replace("@LISTEN", &ports[0].to_string()).replace("@ADMIN", &ports[1].to_string());
-        std::fs::write(dir.path().join("gateway.yaml"), yaml).unwrap();
-        let file = |name: &str| Stdio::from(std::fs::File::create(dir.path().join(name)).unwrap());
-        let child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
-            .args(["serve", "--config", "gateway.yaml"])
-            .current_dir(dir.path())
-            .envs(env.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(file("out"))
-            .stderr(file("err"))
-            .spawn()
-            .unwrap();
-        let mut process = Self { child, dir, ports };
-        eventually("it listens", || {
-            assert!(process.child.try_wait().unwrap().is_none(), "{}", process.output());
-            std::net::TcpStream::connect(("127.0.0.1", ports[0])).ok()
-        });
-        process
-    }
-    fn ask(&self, port: usize, bytes: &str) -> Answer {
-        Raw::connect(([127, 0, 0, 1], self.ports[port]).into()).ask(bytes)
-    }
-    /// Everything it has written.
-    fn output(&self) -> String {
-        ["out", "err", "access.log"].map(|name| std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default()).join("\n")
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended by itself; the test has said so then.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::support::h2::{self, Client, H2Upstream, grpc, message, reply};
-use crate::support::{Gate, Gateway, PATIENCE, Refused, Upstream, block_on};
+use crate::support::{Gate, Gateway, PATIENCE, Refused, Then, Upstream, block_on};
 
 /// Messages that are just bytes.
 #[derive(Clone, Copy, Default)]
@@ -64,9 +64,9 @@ impl tokio_stream::Stream for Outbox {
 
 /// A greeter: `unary` echoes, `server` counts, `client` adds up, `both` echoes one by one.
 #[derive(Clone)]
-struct Greeter {
+pub struct Greeter {
     /// Opens when a call was cancelled under the server.
-    cancelled: Gate,
+    pub cancelled: Gate,
     timeouts: Arc<Mutex<Vec<String>>>,
 }
 
@@ -190,15 +190,15 @@ impl Service<Request<Streaming<Vec<u8>>>> for Both {
 }
 
 /// A running tonic server.
-struct Server {
-    address: SocketAddr,
-    greeter: Greeter,
+pub struct Server {
+    pub address: SocketAddr,
+    pub greeter: Greeter,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Server {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -448,6 +448,31 @@ fn a_call_without_a_status_never_ends_in_success() {
             assert_eq!((reply.status, reply.grpc_status()), (200, Some("13")), "{path}");
         }
     });
+}
+
+#[test]
+fn a_call_whose_upstream_connection_breaks_never_ends_in_success() {
+    use crate::support::frames::{PREFACE, frame, frames};
+    let upstream = Upstream::raw(|conn| {
+        conn.write(frame(4, 0, 0, b""));
+        while !frames(conn.wire.buffer.get(PREFACE.len()..).unwrap_or_default()).contains(&(1, 1)) {
+            assert!(conn.wire.fill().unwrap() > 0);
+        }
+        // 200, content-type: application/grpc; one message; then nothing.
+        conn.write(frame(1, 4, 1, &[b"\x88\x0f\x10\x10".as_slice(), b"application/grpc"].concat()));
+        conn.write(frame(0, 0, 1, &message(b"one")));
+        std::thread::sleep(Duration::from_millis(50));
+        Then::Close
+    });
+    let gateway = Gateway::new(ROUTE, &[upstream.address]);
+    block_on(async {
+        let mut raw = Client::connect(gateway.address()).await;
+        let reply = raw.ask(grpc("/broken", &[]), &message(b"x")).await.unwrap();
+        assert_eq!((reply.status, reply.body.as_slice()), (200, message(b"one").as_slice()));
+        assert!(reply.error.as_ref().is_some_and(::h2::Error::is_reset), "a clean end: {:?}", reply.trailers);
+        assert_eq!(reply.grpc_status(), None);
+    });
+    assert_eq!(gateway.logged("/broken")["reason"], "upstream_truncated");
 }
 
 #[test]

@@ -9,8 +9,10 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::support::certs::{Authority, connect};
 use crate::support::client::get;
-use crate::support::h2::{Client, H2Upstream, grpc, message, reply};
-use crate::support::{Gateway, Raw, Upstream, block_on, eventually};
+use crate::support::frames::{HEAD, PREFACE, frame, frames};
+use crate::support::h2::{Client, H2Upstream, grpc, message, reply, request, whole};
+use crate::support::process::Process;
+use crate::support::{Gate, Gateway, PATIENCE, Raw, Upstream, block_on, eventually};
 
 struct Site {
     yaml: String,
@@ -49,9 +51,12 @@ fn the_name_asked_for_chooses_the_certificate() {
         assert_eq!(facts.certificate, Some(certificate(&dir, file)), "{name}");
         assert_eq!(raw.ask(get("/")).status, 200);
     }
-    // A name that no certificate has gets the first one, which the client then refuses.
-    for name in ["x.b.shop.test", "other.test"] {
+    // A name that no certificate has, and none at all, get the first one; clients that look refuse it.
+    for name in ["x.b.shop.test", "shop.test", "other.test", "127.0.0.1"] {
         assert!(connect(site.gateway.address(), &config, name).is_err());
+        let (mut raw, facts) = connect(site.gateway.address(), &careless(), name).unwrap();
+        assert_eq!(facts.certificate, Some(certificate(&dir, "first")), "{name}");
+        assert_eq!(raw.ask(get("/")).status, 200);
     }
 }
 
@@ -102,22 +107,223 @@ fn a_new_certificate_is_taken_without_a_restart_and_a_bad_one_is_not() {
 }
 
 #[test]
+fn http2_clients_are_sent_on_when_the_certificate_they_saw_is_replaced() {
+    let (asked, go) = (Gate::new(), Gate::new());
+    let (its, wait) = (asked.clone(), go.clone());
+    let upstream = Upstream::serve(move |request, conn| {
+        if request.target == "/last" {
+            its.open();
+            wait.pass();
+        }
+        conn.ok("done")
+    });
+    let rest = format!("server: {{ workers: 1, timeouts: {{ drain: 200ms }} }}\n{}", Gateway::simple(""));
+    let site = site(&[("site", &["site"])], "", &rest, &[upstream.address]);
+    let (address, dir) = (site.gateway.address(), site.gateway.dir());
+    let config = site.authority.client(&["h2"], None);
+    block_on(async {
+        let mut client = Client::connect_tls(address, Arc::clone(&config), "site").await;
+        let (last, _) = client.start(request("GET", "/last", &[]), b"").await.unwrap();
+        tokio::task::spawn_blocking(move || asked.pass()).await.unwrap();
+        // Another change is none of its business.
+        site.gateway.reload_ok(&site.yaml.replace("name: all", "name: every"), &[upstream.address]);
+        for _ in 0..3 {
+            assert_eq!(client.get("/").await.text(), "done");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        site.authority.issue(&dir, "site", &["site"]);
+        site.gateway.reload_ok(&site.yaml, &[upstream.address]);
+        let end = Instant::now() + PATIENCE;
+        // What crosses the GOAWAY is taken; then nothing begins here any more.
+        while let Ok((response, _)) = client.start(request("GET", "/late", &[]), b"").await {
+            assert_eq!(whole(response.await.unwrap()).await.unwrap().text(), "done");
+            assert!(Instant::now() < end, "the client stays");
+        }
+        go.open();
+        assert_eq!(whole(last.await.unwrap()).await.unwrap().text(), "done");
+        // The connection ends by itself; what the client still writes at that moment may be lost.
+        let _ = client.driver.await.unwrap();
+        assert_eq!(Client::connect_tls(address, site.authority.client(&["h2"], None), "site").await.get("/").await.text(), "done");
+    });
+    site.gateway.metric_becomes("gateway_requests_in_flight", 0.0);
+}
+
+#[test]
+fn a_stream_that_crosses_the_goaway_of_a_new_certificate_is_answered() {
+    let site = site(&[("site", &["site"])], "", HERE, &[]);
+    let (mut raw, facts) = connect(site.gateway.address(), &site.authority.client(&["h2"], None), "site").unwrap();
+    assert_eq!(facts.alpn.as_deref(), Some("h2"));
+    raw.send([PREFACE, &frame(4, 0, 0, b"")].concat());
+    let (mut old, _) = connect(site.gateway.address(), &site.authority.client(&["http/1.1"], None), "site").unwrap();
+    site.authority.issue(&site.gateway.dir(), "site", &["site"]);
+    site.gateway.reload_ok(&site.yaml, &[]);
+    let until = |raw: &mut Raw, wanted: (u8, u32)| {
+        while !frames(&raw.wire.buffer).contains(&wanted) {
+            assert!(raw.wire.fill().unwrap() > 0, "no {wanted:?}");
+        }
+    };
+    until(&mut raw, (7, 0));
+    // No stream is refused yet: the last one is the highest there can be, and there is no error.
+    let goaway = [&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0][..]].concat();
+    assert!(raw.wire.buffer.windows(goaway.len()).any(|window| window == goaway), "{:?}", raw.wire.buffer);
+    raw.send(frame(1, 5, 1, HEAD));
+    until(&mut raw, (1, 1));
+    // HTTP/1.1 has no such word; its connections stay.
+    assert_eq!(old.ask(get("/")).status, 200);
+}
+
+#[test]
 fn wrong_files_are_named_at_load() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new();
     authority.issue(dir.path(), "a", &["a"]);
     authority.issue(dir.path(), "b", &["b"]);
     std::fs::write(dir.path().join("junk.pem"), "junk").unwrap();
+    std::fs::write(dir.path().join("empty"), "").unwrap();
+    std::fs::write(dir.path().join("a.der"), certificate(dir.path(), "a")).unwrap();
     let path = dir.path().display().to_string();
-    for (cert, key, word) in
-        [("a.pem", "b.key", "key"), ("a.pem", "gone.key", "gone.key"), ("junk.pem", "a.key", "junk.pem"), ("a.key", "a.key", "certificate")]
-    {
+    for (cert, key, words) in [
+        ("a.pem", "b.key", "the private key does not belong to the certificate"),
+        ("a.pem", "gone.key", "the key file cannot be read: No such file"),
+        ("a.pem", "a.pem", "the key file holds a certificate, but no private key"),
+        ("a.pem", "empty", "the key file is empty"),
+        ("a.pem", "a.der", "the key file is binary, not PEM"),
+        ("junk.pem", "a.key", "the certificate file holds no certificate"),
+        ("a.key", "a.key", "the certificate file holds a private key, but no certificate"),
+        ("empty", "a.key", "the certificate file is empty"),
+        ("a.der", "a.key", "the certificate file is binary, not PEM"),
+        (".", "a.key", "the certificate file cannot be read: it is not a file"),
+    ] {
         let yaml = format!(
             "listeners: [{{ address: '127.0.0.1:0', tls: {{ certificates: [{{ cert: {path}/{cert}, key: {path}/{key} }}] }} }}]\nroutes: [{{ match: /*, respond: {{ status: 200 }} }}]\n"
         );
         let error = Gateway::start_error(&yaml, &[]).unwrap_or_else(|| panic!("{cert} {key} loads"));
-        assert!(error.contains(word), "{cert} {key}: {error}");
+        let wrong = if words.contains("certificate file") { cert } else { key };
+        assert!(error.contains(&format!(" ({path}/{wrong})")), "{error}");
+        // The line with the file, and what would be right.
+        assert!(error.contains(words) && error.contains(&format!("cert: {path}/{cert}, key: {path}/{key}")), "{cert} {key}: {error}");
+        assert!(error.contains("help: "), "{error}");
     }
+}
+
+#[test]
+fn what_was_substituted_into_a_path_stays_out_of_the_report() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tenant"), "tenant-4711\n").unwrap();
+    let yaml = format!(
+        "listeners: [{{ address: '127.0.0.1:0', tls: {{ certificates: [{{ cert: '/nowhere/${{file:{}}}/site.pem', key: /nowhere/site.key }}] }} }}]\n\
+         upstreams: {{ up: {{ endpoints: [https://a], tls: {{ ca: /nowhere/ca.pem }} }} }}\nroutes: [{{ match: /*, upstream: up }}]\n",
+        dir.path().join("tenant").display()
+    );
+    let error = Gateway::start_error(&yaml, &[]).unwrap();
+    for told in ["No such file or directory (os error 2) (***)", "(/nowhere/site.key)", "(/nowhere/ca.pem)"] {
+        assert!(error.contains(told), "{told} in {error}");
+    }
+    assert!(!error.contains("4711"), "{error}");
+}
+
+#[test]
+fn a_certificate_out_of_date_is_served_and_warned_about() {
+    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    authority.issue_as(dir.path(), "site", &["site"], |params| params.not_after = rcgen::date_time_ymd(2020, 2, 29));
+    let yaml = format!("{PROGRAM}{HERE}");
+    let process = Process::start(dir, &yaml, &[]);
+    let warning = process.said("the certificate expired");
+    assert_eq!(warning["level"], "WARN", "{warning}");
+    assert!(warning["message"].as_str().unwrap().ends_with(" days ago"), "{warning}");
+    assert!(warning["at"].as_str().unwrap().contains("gateway.yaml:2:"), "{warning}");
+    assert_eq!(warning["help"], "clients will refuse it; renew it");
+    // Clients that do not mind are served.
+    let (mut raw, facts) = connect(process.address(0), &careless(), "site").unwrap();
+    assert_eq!(raw.ask(get("/")).status, 200);
+    assert_eq!(facts.certificate, Some(certificate(process.dir.path(), "site")));
+    assert!(connect(process.address(0), &authority.client(&[], None), "site").is_err(), "others refuse it");
+    let metrics = process.ask(1, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").text();
+    let listener = process.address(0);
+    let series = format!("gateway_certificate_expiry_timestamp_seconds{{listener=\"{listener}\",certificate=\"site.pem\"}} 1582934400");
+    assert!(metrics.lines().any(|line| line == series), "{metrics}");
+}
+
+/// Of the program, with what it says in JSON.
+const PROGRAM: &str = "
+listeners: [{ address: '127.0.0.1:@LISTEN', tls: { certificates: [{ cert: site.pem, key: site.key }] } }]
+admin: { address: '127.0.0.1:@ADMIN' }
+server: { workers: 1, timeouts: { drain: 200ms } }
+log: { level: info, format: json, access: { enabled: false } }
+";
+
+/// A client that takes any certificate.
+fn careless() -> Arc<rustls::ClientConfig> {
+    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use rustls::pki_types::{ServerName, UnixTime};
+    #[derive(Debug)]
+    struct Careless(Arc<rustls::crypto::CryptoProvider>);
+    impl ServerCertVerifier for Careless {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, rustls::Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            signed: &rustls::DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls12_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+        }
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            signed: &rustls::DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls13_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+        }
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            self.0.signature_verification_algorithms.supported_schemes()
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().unwrap();
+    Arc::new(builder.dangerous().with_custom_certificate_verifier(Arc::new(Careless(provider))).with_no_client_auth())
+}
+
+#[test]
+fn files_are_watched_and_a_pair_that_does_not_fit_is_not_taken() {
+    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    authority.issue(dir.path(), "site", &["site"]);
+    authority.issue(dir.path(), "next", &["site"]);
+    let process = Process::start(dir, &format!("{PROGRAM}{HERE}"), &[]);
+    let path = |name: &str| process.dir.path().join(name);
+    let served = || connect(process.address(0), &authority.client(&[], None), "site").unwrap().1.certificate;
+    let first = certificate(process.dir.path(), "site");
+    assert_eq!(served(), Some(first.clone()));
+    let (mut old, _) = connect(process.address(0), &authority.client(&[], None), "site").unwrap();
+    let copy = |from: &str, to: &str| {
+        std::fs::copy(path(from), path("new")).unwrap();
+        std::fs::rename(path("new"), path(to)).unwrap();
+    };
+    // One file of the two.
+    copy("next.key", "site.key");
+    let warning = process.said("the private key does not belong to the certificate; the one in use is kept");
+    assert_eq!(warning["level"], "WARN", "{warning}");
+    assert!(warning["at"].as_str().unwrap().contains("gateway.yaml:2:"), "{warning}");
+    assert_eq!(served(), Some(first));
+    // The other one.
+    copy("next.pem", "site.pem");
+    let next = certificate(process.dir.path(), "next");
+    eventually("the new pair is served", || (served().as_ref() == Some(&next)).then_some(()));
+    // A certificate that cannot be read.
+    std::fs::write(path("site.pem"), "").unwrap();
+    process.said("the certificate file is empty; the one in use is kept");
+    assert_eq!(served(), Some(next));
+    assert_eq!(old.ask(get("/")).status, 200);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 
 use crate::support::certs::{self, Authority};
 use crate::support::h2::{Client, request};
-use crate::support::{Gate, Gateway, PATIENCE, Request, Then, Upstream, block_on};
+use crate::support::{Gate, Gateway, PATIENCE, Request, Then, Upstream, block_on, eventually};
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
@@ -270,8 +270,8 @@ fn policy_applies_to_the_handshake() {
     assert_eq!(status("/origin", ""), 101);
     assert_eq!(status("/local", ""), 200);
     assert_eq!(status("/none", ""), 404);
-    // The tunnels of the same path may be logged first.
-    crate::support::eventually("the refusal is logged", || {
+    // Lines of different workers may come in any order.
+    eventually("the refusal is logged", || {
         gateway.log().iter().any(|line| line["path"] == "/origin" && line["reason"] == "origin_denied").then_some(())
     });
     assert!(!upstream.requests().iter().any(|request| request.has("x-api-key")));
@@ -323,6 +323,56 @@ fn a_half_close_is_passed_on_and_a_reset_closes_the_other_side() {
     raw.reset();
     ended.pass();
     gateway.metric_becomes("gateway_tunnels{route=\"all\"}", 0.0);
+}
+
+#[test]
+fn when_one_side_ends_the_other_is_told_at_once_and_closed_soon() {
+    // The upstream ends and the client stays.
+    let gone = Gate::new();
+    let over = gone.clone();
+    let upstream = Upstream::serve(move |request, conn| {
+        conn.write(switched(request, ""));
+        conn.write(b"\x81\x04last");
+        let _ = conn.socket.shutdown(std::net::Shutdown::Write);
+        conn.wait_end();
+        over.open();
+        Then::Close
+    });
+    let gateway = Gateway::to(upstream.address, "idle_timeout: 5m");
+    let mut raw = gateway.connect();
+    raw.send(handshake("/down", ""));
+    assert_eq!(raw.wire.answer_head().status, 101);
+    let begun = Instant::now();
+    assert_eq!(raw.rest().0, b"\x81\x04last");
+    assert!(begun.elapsed() < Duration::from_secs(1), "the end came late");
+    gone.pass();
+    gateway.metric_becomes("gateway_tunnels{route=\"all\"}", 0.0);
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    let line = gateway.logged("/down");
+    assert_eq!((line["complete"].as_bool(), line["bytes_out"].as_u64(), line.get("reason")), (Some(true), Some(6), None), "{line}");
+
+    // The client ends and the upstream stays.
+    let (told, hold) = (Gate::new(), Gate::new());
+    let (its, wait) = (told.clone(), hold.clone());
+    let upstream = Upstream::serve(move |request, conn| {
+        conn.write(switched(request, ""));
+        conn.wait_end();
+        its.open();
+        wait.pass();
+        Then::Close
+    });
+    let gateway = Gateway::to(upstream.address, "idle_timeout: 5m");
+    let mut raw = gateway.connect();
+    raw.send(handshake("/up", ""));
+    assert_eq!(raw.wire.answer_head().status, 101);
+    let begun = Instant::now();
+    raw.half_close();
+    told.pass();
+    assert!(begun.elapsed() < Duration::from_secs(1), "the end came late");
+    raw.assert_closed();
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    gateway.metric_becomes("gateway_tunnels{route=\"all\"}", 0.0);
+    hold.open();
 }
 
 #[test]
@@ -399,6 +449,36 @@ fn sockets_work_over_tls() {
     stopping.join();
 }
 
+#[test]
+fn upstreams_over_tls_are_asked_in_http1_whatever_they_could_speak() {
+    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    authority.issue(dir.path(), "up", &["up.test"]);
+    std::fs::write(dir.path().join("ca.pem"), authority.pem()).unwrap();
+    let config = Authority::server(dir.path(), "up", &["h2", "http/1.1"]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let upstream = std::thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let session = rustls::ServerConnection::new(config).unwrap();
+        let mut socket = tungstenite::accept(rustls::StreamOwned::new(session, socket)).unwrap();
+        let message = socket.read().unwrap();
+        socket.send(message).unwrap();
+        while socket.read().is_ok() {}
+        socket.get_ref().conn.alpn_protocol().map(<[u8]>::to_vec)
+    });
+    let yaml = "
+        upstreams: { up: { endpoints: [https://@0], tls: { ca: ca.pem, server_name: up.test } } }
+        routes: [{ name: all, match: /*, upstream: up }]";
+    let gateway = Gateway::in_dir(dir, yaml, &[address]);
+    let mut socket = client(gateway.address(), "/chat");
+    socket.send(Message::text("secret")).unwrap();
+    assert_eq!(socket.read().unwrap(), Message::text("secret"));
+    socket.close(None).unwrap();
+    while socket.read().is_ok() {}
+    assert_eq!(upstream.join().unwrap().as_deref(), Some(&b"http/1.1"[..]));
+}
+
 struct Tls(Box<dyn crate::support::wire::Io>);
 impl Read for Tls {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
@@ -470,6 +550,82 @@ fn http2_clients_open_tunnels_by_extended_connect() {
     assert_eq!(seen.header("host"), Some("site"));
     assert_eq!(seen.header("upgrade"), Some("websocket"));
     assert_eq!(gateway.logged("/chat")["status"], 200);
+    gateway.metric_becomes("gateway_tunnels{route=\"all\"}", 0.0);
+}
+
+#[test]
+fn extended_connect_works_over_tls_and_outlives_a_new_certificate() {
+    let ended = Gate::new();
+    let upstream = echo(&ended);
+    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    authority.issue(dir.path(), "site", &["site"]);
+    let yaml = "
+        listeners: [{ address: '127.0.0.1:0', tls: { certificates: [{ cert: site.pem, key: site.key }] } }]
+        upstreams: { up: { endpoints: [http://@0] } }
+        routes: [{ name: all, match: /*, upstream: up }]";
+    let gateway = Gateway::in_dir(dir, yaml, &[upstream.address]);
+    let pass = async |stream: &mut ::h2::SendStream<Bytes>, body: &mut ::h2::RecvStream, bytes: &'static [u8]| {
+        stream.send_data(Bytes::from_static(bytes), false).unwrap();
+        assert_eq!(read_exactly(body, bytes.len()).await, bytes);
+    };
+    block_on(async {
+        // It asks for ALPN h2 and gets it.
+        let mut client = Client::connect_tls(gateway.address(), authority.client(&["h2", "http/1.1"], None), "site").await;
+        ready(&mut client).await;
+        let (response, mut stream) = client.open(connect("/chat", "websocket", "13")).await.unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        let mut body = response.into_body();
+        pass(&mut stream, &mut body, b"\x81\x85\0\0\0\0hello").await;
+        // The client is told to come anew for what is new; the tunnel stays.
+        authority.issue(&gateway.dir(), "site", &["site"]);
+        gateway.reload_ok(yaml, &[upstream.address]);
+        let end = Instant::now() + PATIENCE;
+        while client.open(connect("/late", "connect-udp", "13")).await.is_ok() {
+            assert!(Instant::now() < end, "no GOAWAY");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for _ in 0..3 {
+            pass(&mut stream, &mut body, b"\x82\x82\0\0\0\0hi").await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        gateway.metric_becomes("gateway_tunnels{route=\"all\"}", 1.0);
+        stream.send_data(Bytes::new(), true).unwrap();
+        while let Some(Ok(_)) = body.data().await {}
+    });
+    ended.pass();
+    let line = gateway.logged("/chat");
+    assert_eq!((line["tls"].as_str(), line["protocol"].as_str()), (Some("TLSv1.3"), Some("HTTP/2")), "{line}");
+}
+
+#[test]
+fn an_http2_client_that_stays_when_the_upstream_has_ended_is_cut_soon() {
+    let upstream = Upstream::serve(|request, conn| {
+        conn.write(switched(request, ""));
+        conn.write(b"\x81\x04last");
+        let _ = conn.socket.shutdown(std::net::Shutdown::Write);
+        conn.wait_end();
+        Then::Close
+    });
+    let gateway = Gateway::to(upstream.address, "idle_timeout: 5m");
+    block_on(async {
+        let mut client = Client::connect(gateway.address()).await;
+        ready(&mut client).await;
+        let (response, mut stream) = client.open(connect("/chat", "websocket", "13")).await.unwrap();
+        let mut body = response.await.unwrap().into_body();
+        let begun = Instant::now();
+        assert_eq!(read_exactly(&mut body, 6).await, b"\x81\x04last");
+        // The end, in a frame of its own.
+        while let Some(data) = body.data().await {
+            assert_eq!(data.unwrap(), "");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(1), "the end came late");
+        // Whatever it has open is over, and the connection is not.
+        std::future::poll_fn(|cx| stream.poll_reset(cx)).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        let (response, _stream) = client.open(connect("/again", "websocket", "13")).await.unwrap();
+        assert_eq!(response.await.unwrap().status(), 200);
+    });
     gateway.metric_becomes("gateway_tunnels{route=\"all\"}", 0.0);
 }
 

@@ -26,7 +26,13 @@ async fn pair() -> (H1, UnixStream) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     let listener = UnixListener::bind(&path).unwrap();
-    let destination = Destination { address: Address::Unix(path), tls_name: "x".into(), tls: None, protocol: Protocol::Http1 };
+    let destination = Destination {
+        address: Address::Unix(path),
+        tls_name: "x".into(),
+        tls: None,
+        protocol: Protocol::Http1,
+        ping: crate::upstream::connect::H2_PING,
+    };
     let pool = Arc::new(EndpointPool::new(1, destination, &Pool::default(), Metrics::new(1, "", "").endpoint("u", "e")));
     let connection = pool.connect_for_tunnel(0, &[], Duration::from_secs(5)).await.unwrap().unwrap();
     (connection, listener.accept().await.unwrap().0)

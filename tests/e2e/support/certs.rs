@@ -26,9 +26,14 @@ impl Authority {
     }
     /// Writes `NAME.pem` and `NAME.key` for these names.
     pub fn issue(&self, dir: &Path, name: &str, names: &[&str]) {
+        self.issue_as(dir, name, names, |_| {});
+    }
+    /// The same with other facts in the certificate.
+    pub fn issue_as(&self, dir: &Path, name: &str, names: &[&str], facts: impl FnOnce(&mut CertificateParams)) {
         let mut params = CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        facts(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         std::fs::write(dir.join(format!("{name}.pem")), certificate.pem()).unwrap();
@@ -71,8 +76,19 @@ fn pair(dir: &Path, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<
 
 /// A TLS connection: the handshake is done when this returns.
 pub fn connect(address: std::net::SocketAddr, config: &Arc<rustls::ClientConfig>, name: &str) -> std::io::Result<(Raw, Facts)> {
+    connect_behind(b"", address, config, name)
+}
+
+/// The same behind a proxy that says these bytes first.
+pub fn connect_behind(
+    proxy: &[u8],
+    address: std::net::SocketAddr,
+    config: &Arc<rustls::ClientConfig>,
+    name: &str,
+) -> std::io::Result<(Raw, Facts)> {
     let mut socket = std::net::TcpStream::connect(address)?;
     socket.set_read_timeout(Some(super::PATIENCE))?;
+    std::io::Write::write_all(&mut socket, proxy)?;
     let mut session = rustls::ClientConnection::new(Arc::clone(config), ServerName::try_from(name.to_owned()).unwrap()).unwrap();
     while session.is_handshaking() {
         session.complete_io(&mut socket)?;

@@ -53,7 +53,7 @@ impl Gateway {
     /// The same with files that the configuration names, relative to the directory.
     #[track_caller]
     pub fn in_dir(dir: tempfile::TempDir, yaml: &str, upstreams: &[SocketAddr]) -> Self {
-        Self::start(dir, yaml, upstreams, Options::default())
+        Self::with(Options::default(), dir, yaml, upstreams)
     }
 
     /// The same where names are looked up with `dns`, and in a hosts file with these lines.
@@ -61,11 +61,12 @@ impl Gateway {
     pub fn with_dns(dns: &Dns, hosts: &str, yaml: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let resolver = Some(dns.resolver(dir.path(), hosts));
-        Self::start(dir, yaml, &[], Options { resolver, ..Options::default() })
+        Self::with(Options { resolver, ..Options::default() }, dir, yaml, &[])
     }
 
+    /// The same as a library user starts it.
     #[track_caller]
-    fn start(dir: tempfile::TempDir, yaml: &str, upstreams: &[SocketAddr], options: Options) -> Self {
+    pub fn with(options: Options, dir: tempfile::TempDir, yaml: &str, upstreams: &[SocketAddr]) -> Self {
         let yaml = complete(yaml, upstreams, dir.path());
         match Self::try_start(&yaml, dir.path(), options) {
             Ok(server) => Self { server: Some(server), dir },
@@ -171,6 +172,10 @@ impl Gateway {
         panic!("{series} is {last}, not {value}; there is {near:#?}");
     }
 
+    /// What SIGHUP does to logs, after a rotation.
+    pub fn reopen_logs(&self) {
+        self.server().reopen_logs();
+    }
     pub fn log_path(&self) -> PathBuf {
         self.dir.path().join("access.log")
     }

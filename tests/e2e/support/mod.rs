@@ -3,8 +3,11 @@
 pub mod certs;
 pub mod client;
 pub mod dns;
+pub mod example;
+pub mod frames;
 pub mod gateway;
 pub mod h2;
+pub mod process;
 pub mod upstream;
 pub mod wire;
 
@@ -13,7 +16,7 @@ use std::time::{Duration, Instant};
 
 pub use client::Raw;
 pub use gateway::Gateway;
-pub use upstream::{Refused, Then, Upstream};
+pub use upstream::{Conn, Refused, Then, Upstream};
 pub use wire::{Answer, End, Request};
 
 /// Longest wait for anything that is expected to happen: generous, since it is only used up by a failing test.
