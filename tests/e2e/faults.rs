@@ -273,6 +273,34 @@ fn a_burst_of_requests_asks_for_the_only_backend_one_at_a_time() {
 }
 
 #[test]
+fn a_websocket_waits_for_the_only_backend_too() {
+    let mut upstream = Upstream::text("ok");
+    let gateway = Gateway::to(upstream.address, "");
+    let address = upstream.address;
+    assert_eq!(gateway.get("/").text(), "ok");
+    upstream.stop();
+    let mut raw = gateway.connect();
+    raw.send(request(
+        "GET",
+        "/",
+        &[
+            ("connection", "upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ],
+        "",
+    ));
+    std::thread::sleep(Duration::from_millis(200));
+    let _back = Upstream::serve_on(address, |request, conn| {
+        assert_eq!(request.header("upgrade"), Some("websocket"));
+        conn.answer(426, "", "not here")
+    });
+    let answer = raw.read();
+    assert_eq!((answer.status, answer.text().as_str()), (426, "not here"));
+}
+
+#[test]
 fn a_backend_that_comes_back_on_the_same_connections_port_is_used_without_an_error() {
     // A single endpoint: kept connections are dead, fresh ones work.
     let mut upstream = Upstream::text("first");
