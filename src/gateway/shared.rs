@@ -59,9 +59,6 @@ impl Shared {
     /// The same, with a library user's own steps in every route's chain.
     pub fn with_middleware(workers: usize, control: Option<tokio::runtime::Handle>, middleware: Vec<Arc<dyn Middleware>>) -> Arc<Self> {
         let limits = rate_limit::Registry::new();
-        if let Some(control) = &control {
-            control.spawn(rate_limit::Registry::sweep(Arc::downgrade(&limits)));
-        }
         Arc::new(Self {
             workers,
             metrics: Metrics::new(workers, env!("CARGO_PKG_VERSION"), crate::COMMIT),
