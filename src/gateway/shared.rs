@@ -67,9 +67,6 @@ impl Shared {
         http2_ping: Option<Duration>,
     ) -> Arc<Self> {
         let limits = rate_limit::Registry::new();
-        if let Some(control) = &control {
-            control.spawn(rate_limit::Registry::sweep(Arc::downgrade(&limits)));
-        }
         Arc::new(Self {
             workers,
             metrics: Metrics::new(workers, env!("CARGO_PKG_VERSION"), crate::COMMIT),

@@ -31,6 +31,9 @@ const NOBODY: &str = "$2b$10$abcdefghijklmnopqrstuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuu
 const BASE64: GeneralPurpose =
     GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
 
+/// Whether a password fits a hash: slow on purpose.
+type Check = fn(&[u8], &str) -> bool;
+
 /// A compiled `basic` authenticator with its memory.
 #[derive(Debug)]
 pub(super) struct Basic {
@@ -41,6 +44,7 @@ pub(super) struct Basic {
     /// Made anew in each process: what is remembered is worth nothing outside.
     secret: hmac::Key,
     good: Arc<Cache<Digest, Instant>>,
+    check: Check,
 }
 
 /// Names and hashes of an htpasswd file.
@@ -114,6 +118,7 @@ impl Basic {
             flights: Flights::new(slots),
             secret: hmac::Key::new(hmac::HMAC_SHA256, &secret),
             good: Arc::new(Cache::new(REMEMBERED)),
+            check: |password, hash| bcrypt::verify(password, hash).unwrap_or(false),
         })
     }
 
@@ -133,9 +138,9 @@ impl Basic {
         if let Some(outcome) = known() {
             return Answer::Now(outcome);
         }
-        let (memory, result) = (self.good.clone(), outcome.clone());
+        let (memory, result, check) = (self.good.clone(), outcome.clone(), self.check);
         self.flights.join(key, &self.errands, known, async move {
-            let check = tokio::task::spawn_blocking(move || bcrypt::verify(&password, &hash).unwrap_or(false));
+            let check = tokio::task::spawn_blocking(move || check(&password, &hash));
             let fits = check.await.map_err(|_| AuthError::Unavailable)?;
             let outcome: Outcome = if fits { result } else { Err(AuthError::Unknown) };
             if outcome.is_ok() {
@@ -191,6 +196,50 @@ mod tests {
         assert!(problems.iter().all(|p| !p.contains(&hash[10..20])));
         let users = Users::parse(format!("ann:{hash}\n").as_bytes(), &Forward::default()).unwrap();
         assert_eq!(format!("{users:?}"), "Users(1)");
+    }
+
+    /// What was checked by [`noted`], by password: tests use passwords of their own.
+    static CHECKED: std::sync::Mutex<Vec<(Vec<u8>, u32)>> = std::sync::Mutex::new(Vec::new());
+
+    fn noted(password: &[u8], hash: &str) -> bool {
+        let cost = bcrypt::HashParts::from_str(hash).unwrap().get_cost();
+        CHECKED.lock().unwrap().push((password.to_vec(), cost));
+        password == b"right"
+    }
+
+    #[tokio::test]
+    async fn an_unknown_name_takes_the_path_of_a_wrong_password() {
+        struct Nobody;
+        impl super::super::Observer for Nobody {
+            fn jwks_fetched(&self, _: &str, _: &'static str, _: Option<&str>) {}
+            fn introspection_failed(&self, _: &str, _: &str) {}
+        }
+        let errands = Arc::new(Errands::default());
+        let observer: Arc<dyn super::super::Observer> = Arc::new(Nobody);
+        errands.start(&tokio::runtime::Handle::current(), &observer);
+        let hash = |cost| bcrypt::hash("other", cost).unwrap();
+        let file = format!("ann:{}\nbob:{}\n", hash(5), hash(4));
+        let users = Users::parse(file.as_bytes(), &Forward::default()).unwrap();
+        let basic = Basic { check: noted, ..Basic::new(Forward::default(), users, errands.clone()).unwrap() };
+        let empty = Basic { check: noted, ..Basic::new(Forward::default(), Users::default(), errands).unwrap() };
+        let ask = async |basic: &Basic, name: &str, password: &str| {
+            let credential = base64::engine::general_purpose::STANDARD.encode(format!("{name}:{password}"));
+            match basic.verify(&credential) {
+                Answer::Now(_) | Answer::Keys(_) => panic!("not checked at all"),
+                Answer::Later(outcome) => outcome.await.unwrap().map(|identity| identity.user.to_string()),
+            }
+        };
+        for (basic, name, password, cost) in
+            [(&basic, "ann", "wrong-1", 5), (&basic, "eve", "wrong-2", 5), (&basic, "", "wrong-3", 5), (&empty, "ann", "wrong-4", 10)]
+        {
+            assert!(matches!(ask(basic, name, password).await, Err(AuthError::Unknown)), "{name}");
+            let checked = CHECKED.lock().unwrap();
+            let costs: Vec<u32> = checked.iter().filter(|(other, _)| other == password.as_bytes()).map(|(_, cost)| *cost).collect();
+            assert_eq!(costs, [cost], "{name}: one hash, as dear as the dearest");
+        }
+        // A hash that fits helps nobody whose name is not there.
+        assert!(matches!(ask(&basic, "eve", "right").await, Err(AuthError::Unknown)));
+        assert_eq!(ask(&basic, "ann", "right").await.unwrap(), "ann");
     }
 
     #[test]

@@ -72,12 +72,18 @@ pub(super) struct Flights {
     waiting: Mutex<HashMap<Digest, Vec<oneshot::Sender<Outcome>>>>,
     /// Pieces of work at a time.
     slots: Semaphore,
+    /// Credentials that may wait.
+    room: usize,
 }
 
 impl Flights {
     /// At most `slots` pieces of work at a time.
     pub(super) fn new(slots: usize) -> Arc<Self> {
-        Arc::new(Self { waiting: Mutex::default(), slots: Semaphore::new(slots) })
+        Self::with_room(slots, MAX_WAITING)
+    }
+
+    fn with_room(slots: usize, room: usize) -> Arc<Self> {
+        Arc::new(Self { waiting: Mutex::default(), slots: Semaphore::new(slots), room })
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<Digest, Vec<oneshot::Sender<Outcome>>>> {
@@ -100,7 +106,7 @@ impl Flights {
         if let Some(outcome) = known() {
             return Answer::Now(outcome);
         }
-        if waiting.len() >= MAX_WAITING {
+        if waiting.len() >= self.room {
             return Answer::Now(Err(AuthError::Unavailable));
         }
         waiting.insert(key, vec![sender]);
@@ -154,5 +160,62 @@ impl Drop for Flight {
         if self.listed {
             self.flights.waiting().remove(&self.key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    struct Nobody;
+    impl Observer for Nobody {
+        fn jwks_fetched(&self, _: &str, _: &'static str, _: Option<&str>) {}
+        fn introspection_failed(&self, _: &str, _: &str) {}
+    }
+
+    fn later(answer: Answer) -> oneshot::Receiver<Outcome> {
+        match answer {
+            Answer::Later(receiver) => receiver,
+            Answer::Now(_) | Answer::Keys(_) => panic!("answered at once"),
+        }
+    }
+
+    #[tokio::test]
+    async fn beyond_the_room_nobody_waits_and_who_left_costs_no_work() {
+        let errands = Errands::default();
+        let observer: Arc<dyn Observer> = Arc::new(Nobody);
+        errands.start(&tokio::runtime::Handle::current(), &observer);
+        let flights = Flights::with_room(1, 3);
+        let (worked, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+        let join = |n: u8| {
+            let (worked, gate) = (worked.clone(), gate.clone());
+            let mut key = Digest::default();
+            key[0] = n;
+            flights.join(key, &errands, || None, async move {
+                worked.fetch_add(1, Ordering::Relaxed);
+                drop(gate.acquire().await);
+                Err(AuthError::Unknown)
+            })
+        };
+        let mut waiting: Vec<_> = (0..3).map(|n| later(join(n))).collect();
+        assert!(matches!(join(3), Answer::Now(Err(AuthError::Unavailable))), "full");
+        // The same credential shares the work of the one that waits.
+        let shared = later(join(0));
+        while worked.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let left = waiting.pop();
+        drop(left);
+        gate.add_permits(10);
+        for receiver in waiting.into_iter().chain([shared]) {
+            assert!(matches!(receiver.await, Ok(Err(AuthError::Unknown))));
+        }
+        while !flights.waiting().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(worked.load(Ordering::Relaxed), 2, "one that left, one that shared");
+        assert!(matches!(join(3), Answer::Later(_)), "there is room again");
     }
 }

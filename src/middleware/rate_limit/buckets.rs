@@ -1,43 +1,108 @@
-//! All local buckets of the process: a bounded map from a key's hash to its theoretical arrival time.
+//! All local buckets of the process: a bounded table from a key's hash to its theoretical arrival time, `tat`.
 //!
-//! Keys are 128-bit hashes that already say which limit they belong to, so one map serves all limits, and a bucket
-//! stays over a reload for as long as its limit keeps its identity. A bucket that is full again equals one that does not
-//! exist and is forgotten. At the bound, the bucket of the newcomer's partition that is nearest to full goes: a
-//! throttled key is the farthest from full, so it is not reset, and no request is refused for lack of space.
+//! Keys are 128-bit hashes that already say which limit they belong to, so one table serves all limits, and a bucket stays over a
+//! reload for as long as its limit keeps its identity. A bucket that is full again (`tat` in the past) equals one that does not
+//! exist: its slot is free for the next key, and nothing has to be swept. At the bound, the bucket nearest to full among those that
+//! stand where the newcomer may stand goes: a throttled key is the farthest from full, so it is not reset, and no request is refused
+//! for lack of space.
+//!
+//! # Layout
+//! A set is eight slots in two cache lines, eight tags and eight times. A key may stand in two sets that its hash names, and goes
+//! into the first until that is half taken, then into the emptier one: a decision touches the lines of one set, seldom two, and of a table
+//! that is nine tenths full one key in a hundred finds no free slot. (Mitzenmacher, "The power of two choices in randomized load
+//! balancing", 1996.) Memory comes in segments, each when a key first needs it, and ends at 16 MB.
+//!
+//! # Why this is exact under parallel requests
+//! The time of a slot moves by compare-and-swap, so each charge is made on the value it was decided on. Two bits of that word count the
+//! slot's owners, so a swap that was decided for an earlier owner fails. Giving a slot to another key first replaces the time by [`MOVING`],
+//! by compare-and-swap too: whoever meets it waits for the two stores that follow. A key enters under a lock that all requests
+//! of that key share, and is looked for once more there, so it never has two slots. Known keys take no lock.
 
-use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
-
 /// Most keys per process.
-pub const MAX_KEYS: usize = 1_000_000;
-/// Each part is bounded by itself, so that the search for a bucket to forget sees about 500 random ones, not a million.
-const PARTITIONS: usize = 2048;
-const KEYS_PER_PARTITION: usize = MAX_KEYS / PARTITIONS;
+pub const MAX_KEYS: usize = SEGMENTS * SETS * SLOTS;
+const SLOTS: usize = 8;
+/// Sets of a segment: 16 KiB, which is little to clear while a request waits.
+const SETS: usize = 128;
+/// As many as a million keys have room in.
+const SEGMENTS: usize = 1_000_000 / (SETS * SLOTS);
+/// Locks for keys that enter.
+const DOORS: usize = 512;
+/// A set takes its first choices up to here without a look at their second ones.
+const HALF: usize = SLOTS / 2;
 
-/// The bounded map. One per process, shared by all snapshots.
-#[derive(Debug)]
+/// Bits of a tag that say how large the bucket is; the others are the key's.
+const SCALE: u64 = 0xff;
+/// Bits of a time word that count owners. A time has the other 62: a century of filling and 46 years of running.
+const OWNERS: u64 = 0b11;
+const OWNER_BITS: u32 = 2;
+/// A time word while its slot is given to another key.
+const MOVING: u64 = u64::MAX;
+/// Looks at a slot that is moving before the thread lets others run.
+const PATIENCE: u32 = 64;
+
+/// The bounded table. One per process, shared by all snapshots.
 pub struct Buckets {
     origin: Instant,
-    partitions: Box<[Partition]>,
+    segments: Box<[OnceLock<Box<[Set]>>]>,
+    doors: Box<[Mutex<()>]>,
 }
 
-#[derive(Debug, Default)]
-struct Partition {
-    map: DashMap<u128, Bucket, BuildHasherDefault<Identity>>,
-    /// Places taken in `map`, reserved before they are filled: the bound is never passed, not even for a moment.
-    taken: AtomicUsize,
+#[derive(Default)]
+#[repr(align(128))]
+struct Set {
+    /// Bits of the key's hash, and the bucket's [`scale`]; 0 was never used.
+    tags: [AtomicU64; SLOTS],
+    /// When the bucket is full again, in nanoseconds since `origin`, and a count of owners.
+    times: [AtomicU64; SLOTS],
 }
 
-#[derive(Debug)]
-struct Bucket {
-    /// When it is full again, in nanoseconds since `origin`.
-    tat: AtomicU64,
-    /// Nanoseconds from empty to full.
-    capacity: u64,
+/// Where a key may stand, and how it is known there.
+#[derive(Clone, Copy)]
+struct Place {
+    sets: [usize; 2],
+    /// Without the scale.
+    tag: u64,
+    door: usize,
+}
+
+/// A slot, and the two words of it.
+#[derive(Clone, Copy)]
+struct Slot<'a> {
+    tag: &'a AtomicU64,
+    time: &'a AtomicU64,
+}
+
+/// A slot that a key may take: the least goes first. Those that are full are below all others, the longest full first.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Rank {
+    Full(u64),
+    /// How far from full: 1 is empty.
+    Active(f64),
+}
+
+/// A set as a newcomer sees it.
+struct Survey<'a> {
+    /// Slots that are not free.
+    taken: usize,
+    /// The slot to take, with its time word; `None` if all are moving.
+    best: Option<(Rank, Slot<'a>, u64)>,
+}
+
+/// What became of a try.
+enum Tried {
+    Decided(Result<u64, u64>),
+    /// The slot went to another key meanwhile.
+    Moved,
+}
+
+impl std::fmt::Debug for Buckets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Buckets")
+    }
 }
 
 impl Default for Buckets {
@@ -49,9 +114,7 @@ impl Default for Buckets {
 impl Buckets {
     /// Empty, with a clock that starts at `origin`.
     pub fn new(origin: Instant) -> Self {
-        let partition =
-            || Partition { map: DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), 2), taken: AtomicUsize::new(0) };
-        Self { origin, partitions: (0..PARTITIONS).map(|_| partition()).collect() }
+        Self { origin, segments: (0..SEGMENTS).map(|_| OnceLock::new()).collect(), doors: (0..DOORS).map(|_| Mutex::new(())).collect() }
     }
 
     /// `now` in nanoseconds on this clock; 0 if it is before the origin.
@@ -59,226 +122,198 @@ impl Buckets {
         u64::try_from(now.saturating_duration_since(self.origin).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Keys in memory.
-    pub fn len(&self) -> usize {
-        self.partitions.iter().map(|partition| partition.taken.load(Ordering::Relaxed)).sum()
-    }
-
-    /// Whether no key is in memory.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Forgets full buckets in one of [`Buckets::parts`] parts: short enough to run between other work.
-    pub fn sweep(&self, part: usize, now: Instant) {
+    /// Keys whose buckets are not full at `now`. Reads the whole table: for tests and benchmarks.
+    pub fn active(&self, now: Instant) -> usize {
         let now = self.nanos(now);
-        if let Some(partition) = self.partitions.get(part) {
-            partition.forget(|_, bucket| bucket.tat.load(Ordering::Relaxed) <= now);
-        }
+        let sets = self.segments.iter().filter_map(OnceLock::get).flatten();
+        sets.flat_map(|set| &set.times).filter(|time| time.load(Ordering::Relaxed) >> OWNER_BITS > now).count()
     }
 
-    /// Number of parts for [`Buckets::sweep`].
-    pub fn parts(&self) -> usize {
-        self.partitions.len()
-    }
-
-    fn partition(&self, key: u128) -> &Partition {
-        // The upper half of the hash; the map inside uses the lower one.
-        &self.partitions[(key >> 64) as usize % PARTITIONS]
-    }
-
-    /// The bucket's `tat`.
+    /// The bucket's `tat`; `None` if the key is not known.
     pub(super) fn get(&self, key: u128) -> Option<u64> {
-        self.partition(key).map.get(&key).map(|bucket| bucket.tat.load(Ordering::Relaxed))
-    }
-
-    /// Replaces the bucket's `tat` by what `decide` makes of it, atomically; an error of `decide` changes nothing.
-    pub(super) fn update<T, E>(
-        &self,
-        key: u128,
-        capacity: u64,
-        now: u64,
-        decide: impl Fn(Option<u64>) -> Result<(T, u64), E>,
-    ) -> Result<T, E> {
-        let partition = self.partition(key);
-        if let Some(bucket) = partition.map.get(&key) {
-            return bucket.update(&decide);
-        }
-        partition.reserve(now);
-        match partition.map.entry(key) {
-            Entry::Occupied(bucket) => {
-                partition.taken.fetch_sub(1, Ordering::Relaxed);
-                bucket.get().update(&decide)
-            }
-            Entry::Vacant(place) => match decide(None) {
-                Ok((outcome, tat)) => {
-                    place.insert(Bucket { tat: AtomicU64::new(tat), capacity });
-                    Ok(outcome)
-                }
-                Err(refusal) => {
-                    partition.taken.fetch_sub(1, Ordering::Relaxed);
-                    Err(refusal)
-                }
-            },
-        }
-    }
-}
-
-impl Bucket {
-    fn update<T, E>(&self, decide: &impl Fn(Option<u64>) -> Result<(T, u64), E>) -> Result<T, E> {
-        let mut tat = self.tat.load(Ordering::Acquire);
+        let place = Place::of(key);
         loop {
-            let (outcome, next) = decide(Some(tat))?;
-            match self.tat.compare_exchange_weak(tat, next, Ordering::Release, Ordering::Acquire) {
-                Ok(_) => return Ok(outcome),
-                Err(other) => tat = other,
+            let slot = self.find(place)?;
+            let time = slot.settled();
+            if slot.is(place.tag) && slot.time.load(Ordering::Acquire) == time {
+                return Some(time >> OWNER_BITS);
             }
         }
     }
 
-    /// Distance from full: 0 is full, 1 is empty.
-    fn distance(&self, now: u64) -> f64 {
-        self.tat.load(Ordering::Relaxed).saturating_sub(now) as f64 / self.capacity.max(1) as f64
-    }
-}
-
-impl Partition {
-    /// Takes a place for one more key, at the bound by forgetting one.
-    fn reserve(&self, now: u64) {
+    /// Replaces the bucket's `tat` by what `charge` makes of it, atomically: `Ok` is the new one. `None` of `charge` is a refusal,
+    /// which changes nothing: `Err` is the `tat` as it stands. A key that is not known has a `tat` of 0.
+    ///
+    /// `capacity` is the time from empty to full, and `now` the time at which buckets that are full can go.
+    pub(super) fn update(&self, key: u128, capacity: u64, now: u64, charge: impl Fn(u64) -> Option<u64>) -> Result<u64, u64> {
+        let place = Place::of(key);
         loop {
-            let place = |taken| (taken < KEYS_PER_PARTITION).then_some(taken + 1);
-            if self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, place).is_ok() {
-                return;
+            let tried = match self.find(place) {
+                Some(slot) => slot.update(place.tag, &charge),
+                None => match charge(0) {
+                    Some(tat) => self.enter(place, capacity, now, tat),
+                    None => Tried::Decided(Err(0)),
+                },
+            };
+            if let Tried::Decided(outcome) = tried {
+                return outcome;
             }
-            self.make_room(now);
         }
     }
 
-    /// Forgets all full buckets, which makes room for many; if there is none, the one nearest to full.
-    fn make_room(&self, now: u64) {
-        let mut nearest: Option<(u128, f64)> = None;
-        let forgotten = self.forget(|key, bucket| {
-            let distance = bucket.distance(now);
-            if nearest.is_none_or(|(_, least)| distance < least) {
-                nearest = Some((key, distance));
-            }
-            distance == 0.0
-        });
-        if forgotten > 0 {
-            return;
+    /// The slot that has the key's tag.
+    fn find(&self, place: Place) -> Option<Slot<'_>> {
+        place.sets.into_iter().find_map(|set| self.known_set(set)?.find(place.tag))
+    }
+
+    /// Gives the key a slot with `tat`, unless it has got one meanwhile.
+    fn enter(&self, place: Place, capacity: u64, now: u64, tat: u64) -> Tried {
+        let Some(door) = self.doors.get(place.door) else { return Tried::Moved };
+        let _alone = door.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.find(place).is_some() {
+            return Tried::Moved;
         }
-        match nearest {
-            Some((key, _)) => {
-                if self.map.remove(&key).is_some() {
-                    self.taken.fetch_sub(1, Ordering::Relaxed);
-                }
+        let [first, second] = place.sets.map(|set| self.set(set));
+        loop {
+            let Some((slot, time)) = choose(first, second, now) else {
+                std::thread::yield_now();
+                continue;
+            };
+            if slot.time.compare_exchange(time, MOVING, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                slot.tag.store(place.tag | scale(capacity), Ordering::Release);
+                slot.time.store(word(tat, time.wrapping_add(1)), Ordering::Release);
+                return Tried::Decided(Ok(tat));
             }
-            // All places are reserved and not yet filled.
-            None => std::hint::spin_loop(),
         }
     }
 
-    /// Forgets the buckets that `forget` picks; how many.
-    fn forget(&self, mut forget: impl FnMut(u128, &Bucket) -> bool) -> usize {
-        let mut forgotten = 0;
-        self.map.retain(|key, bucket| {
-            let goes = forget(*key, bucket);
-            forgotten += usize::from(goes);
-            !goes
-        });
-        self.taken.fetch_sub(forgotten, Ordering::Relaxed);
-        forgotten
+    /// The set at `index`, if its segment is there.
+    fn known_set(&self, index: usize) -> Option<&Set> {
+        self.segments.get(index / SETS)?.get()?.get(index % SETS)
+    }
+
+    /// The set at `index`.
+    fn set(&self, index: usize) -> &Set {
+        let segment = &self.segments[index / SETS % SEGMENTS];
+        &segment.get_or_init(|| (0..SETS).map(|_| Set::default()).collect())[index % SETS]
     }
 }
 
-/// Passes a key's lower half on: keys are hashes already.
-#[derive(Clone, Copy, Debug, Default)]
-struct Identity(u64);
-
-impl Hasher for Identity {
-    fn finish(&self) -> u64 {
-        self.0
+impl Place {
+    fn of(key: u128) -> Self {
+        let (high, low) = ((key >> 64) as u64, key as u64);
+        let set = |bits: u64| ((bits & 0xffff_ffff) * (SEGMENTS * SETS) as u64 >> 32) as usize;
+        // 0 is the tag of slots that were never used.
+        let tag = (low & !SCALE).max(SCALE + 1);
+        Self { sets: [set(high >> 32), set(high)], tag, door: high as usize % DOORS }
     }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+}
+
+impl Set {
+    fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
+        self.tags.iter().zip(&self.times).map(|(tag, time)| Slot { tag, time })
+    }
+
+    fn find(&self, tag: u64) -> Option<Slot<'_>> {
+        let index = self.tags.iter().position(|other| other.load(Ordering::Relaxed) & !SCALE == tag)?;
+        Some(Slot { tag: self.tags.get(index)?, time: self.times.get(index)? })
+    }
+
+    /// What a newcomer finds at `now`.
+    fn survey(&self, now: u64) -> Survey<'_> {
+        let mut survey = Survey { taken: 0, best: None };
+        for slot in self.slots() {
+            let time = slot.time.load(Ordering::Relaxed);
+            let rank = slot.rank(time, now);
+            survey.taken += usize::from(!matches!(rank, Rank::Full(_)));
+            if time != MOVING && survey.best.is_none_or(|(least, ..)| rank < least) {
+                survey.best = Some((rank, slot, time));
+            }
+        }
+        survey
+    }
+}
+
+/// The slot for a newcomer, with its time word: in the set with fewer taken, and where none is free the one nearest to full.
+/// `None` while all are moving.
+fn choose<'a>(first: &'a Set, second: &'a Set, now: u64) -> Option<(Slot<'a>, u64)> {
+    let mut chosen = first.survey(now);
+    if chosen.taken >= HALF {
+        let other = second.survey(now);
+        let rank = |survey: &Survey<'_>| survey.best.map_or(Rank::Active(f64::INFINITY), |(rank, ..)| rank);
+        if (other.taken, rank(&other)) < (chosen.taken, rank(&chosen)) {
+            chosen = other;
         }
     }
-    fn write_u128(&mut self, key: u128) {
-        self.0 = key as u64;
+    chosen.best.map(|(_, slot, time)| (slot, time))
+}
+
+impl Slot<'_> {
+    fn is(&self, tag: u64) -> bool {
+        self.tag.load(Ordering::Acquire) & !SCALE == tag
     }
+
+    /// The time word, once nobody moves the slot.
+    fn settled(&self) -> u64 {
+        let mut looks = 0;
+        loop {
+            let time = self.time.load(Ordering::Acquire);
+            if time != MOVING {
+                return time;
+            }
+            looks += 1;
+            if looks < PATIENCE { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+    }
+
+    fn update(&self, tag: u64, charge: &impl Fn(u64) -> Option<u64>) -> Tried {
+        loop {
+            let time = self.settled();
+            if !self.is(tag) {
+                return Tried::Moved;
+            }
+            let tat = time >> OWNER_BITS;
+            match charge(tat) {
+                Some(next) => {
+                    let new = word(next, time);
+                    if self.time.compare_exchange(time, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                        return Tried::Decided(Ok(next));
+                    }
+                }
+                // The tag was read after the time: if that is still the same, it was this key's.
+                None if self.time.load(Ordering::Acquire) == time => return Tried::Decided(Err(tat)),
+                None => {}
+            }
+        }
+    }
+
+    fn rank(&self, time: u64, now: u64) -> Rank {
+        let tat = time >> OWNER_BITS;
+        if tat <= now {
+            return Rank::Full(tat);
+        }
+        Rank::Active((tat - now) as f64 / capacity(self.tag.load(Ordering::Relaxed) & SCALE))
+    }
+}
+
+/// A time word with the owners of another.
+fn word(tat: u64, owners: u64) -> u64 {
+    // One less than what `MOVING` would be.
+    tat.min((MOVING >> OWNER_BITS) - 1) << OWNER_BITS | owners & OWNERS
+}
+
+/// The bucket's time from empty to full in eight bits: its binary logarithm, plus one, and two bits of fraction.
+fn scale(capacity: u64) -> u64 {
+    let capacity = capacity.clamp(4, u64::MAX >> OWNER_BITS);
+    let exponent = u64::from(capacity.ilog2());
+    (exponent + 1) << 2 | capacity >> (exponent - 2) & 0b11
+}
+
+/// What [`scale`] was made of, to a quarter.
+fn capacity(scale: u64) -> f64 {
+    (4 + (scale & 0b11)) as f64 * 2_f64.powi((scale >> 2) as i32 - 3)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    const SECOND: u64 = 1_000_000_000;
-
-    fn key(n: u64) -> u128 {
-        let half = |salt: u64| u128::from(xxhash_rust::xxh3::xxh3_64_with_seed(&n.to_le_bytes(), salt));
-        half(1) << 64 | half(2)
-    }
-
-    fn set(buckets: &Buckets, key: u128, now: u64, tat: u64) {
-        buckets.update::<(), ()>(key, 100 * SECOND, now, |_| Ok(((), tat))).unwrap();
-    }
-
-    #[test]
-    fn a_full_bucket_is_forgotten_and_others_stay() {
-        let origin = Instant::now();
-        let buckets = Buckets::new(origin);
-        for n in 0..1_000 {
-            set(&buckets, key(n), 0, if n % 2 == 0 { SECOND } else { 3 * SECOND });
-        }
-        assert_eq!(buckets.len(), 1_000);
-        for part in 0..buckets.parts() {
-            buckets.sweep(part, origin + Duration::from_secs(1));
-        }
-        assert_eq!(buckets.len(), 500);
-        assert_eq!(buckets.get(key(1)), Some(3 * SECOND));
-        assert_eq!(buckets.get(key(2)), None);
-    }
-
-    #[test]
-    fn a_decision_that_fails_leaves_nothing_behind() {
-        let buckets = Buckets::default();
-        assert_eq!(buckets.update(key(1), SECOND, 0, |_| Err::<((), u64), _>("no")), Err("no"));
-        assert!(buckets.is_empty() && buckets.get(key(1)).is_none());
-    }
-
-    #[test]
-    fn a_flood_of_new_keys_is_bounded_and_resets_no_throttled_one() {
-        let buckets = Buckets::default();
-        // Empty buckets, a hundred seconds from full, all over the map.
-        for n in 0..5_000 {
-            set(&buckets, key(n), 0, 100 * SECOND);
-        }
-        // More active keys than there is room for, each with one request of a hundred.
-        for n in 5_000..1_200_000 {
-            set(&buckets, key(n), 0, SECOND + n);
-        }
-        assert!(buckets.len() <= MAX_KEYS, "{}", buckets.len());
-        assert!(buckets.len() > MAX_KEYS * 9 / 10, "{}", buckets.len());
-        for n in 0..5_000 {
-            assert_eq!(buckets.get(key(n)), Some(100 * SECOND), "throttled key {n} was reset");
-        }
-    }
-
-    #[test]
-    fn parallel_inserts_never_pass_the_bound_and_the_count_stays_right() {
-        let buckets = Buckets::default();
-        std::thread::scope(|scope| {
-            for thread in 0..4_u64 {
-                let buckets = &buckets;
-                // All in one partition; half of the keys are those of another thread.
-                scope.spawn(move || (0..2_000).for_each(|n| set(buckets, u128::from(thread / 2 * 2_000 + n), 0, SECOND)));
-            }
-        });
-        let partition = buckets.partition(0);
-        assert_eq!(partition.map.len(), KEYS_PER_PARTITION);
-        assert_eq!(partition.taken.load(Ordering::Relaxed), KEYS_PER_PARTITION);
-    }
-}
+#[path = "buckets_tests.rs"]
+mod tests;

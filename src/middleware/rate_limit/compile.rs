@@ -8,7 +8,7 @@ use super::homes::Homes;
 use super::key::{LocalKey, SharedKey};
 use super::registry::{Registry, Stores};
 use super::store::Store;
-use super::{Inner, Limit, RateLimits};
+use super::{Inner, Limit, Local, RateLimits};
 use crate::config::route::RateLimit;
 use crate::config::{At, Problems};
 use crate::units::Selector;
@@ -145,13 +145,18 @@ impl Limit {
         let burst = quota.burst();
         let window = (u128::from(burst) * limit.rate.per.as_nanos()).div_ceil(u128::from(limit.rate.count.max(1)) * 1_000_000_000);
         let quoted = quoted(&name);
+        // `global` is always there: what stands behind it is never read.
+        let local = match limit.by.0.first() {
+            Some(Selector::Global) => Local::Single(registry.singles.of(identity)),
+            _ => Local::Keyed(LocalKey::new(&registry.hash_keys, identity)),
+        };
         Self {
             label: format!("{quoted};r=").into(),
             policy: format!("{quoted};q={burst};w={window}").into(),
             name: name.into(),
             by: limit.by.0.clone(),
             quota,
-            local: LocalKey::new(&registry.hash_keys, identity),
+            local,
             shared: store.map(|store| (store, SharedKey::new(identity))),
         }
     }

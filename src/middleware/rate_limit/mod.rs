@@ -14,6 +14,7 @@ mod pending;
 #[cfg(feature = "redis")]
 mod redis;
 mod registry;
+mod single;
 #[cfg(feature = "redis")]
 mod store;
 #[cfg(not(feature = "redis"))]
@@ -39,6 +40,7 @@ use crate::units::Selector;
 use fields::Tally;
 use gcra::{Quota, Standing};
 use key::{LocalKey, SharedKey};
+use single::Single;
 
 /// The limits of one route, in order of evaluation.
 #[derive(Clone, Debug)]
@@ -65,8 +67,17 @@ struct Limit {
     policy: Box<str>,
     by: Vec<Selector>,
     quota: Quota,
-    local: LocalKey,
+    local: Local,
     shared: Option<(Arc<Store>, SharedKey)>,
+}
+
+/// Where a limit has its buckets in this process.
+#[derive(Clone, Debug)]
+enum Local {
+    /// In the table that all limits share.
+    Keyed(LocalKey),
+    /// By `global`: here.
+    Single(Arc<Single>),
 }
 
 /// What a step of limits says about a request.
@@ -138,7 +149,11 @@ impl Limit {
 
     fn key_of(&self, selector: u8, value: &[u8]) -> Key {
         let shared = self.shared.as_ref().map_or(0, |(_, key)| key.of(selector, value));
-        Key { local: self.local.of(selector, value), shared }
+        let local = match &self.local {
+            Local::Keyed(key) => key.of(selector, value),
+            Local::Single(_) => 0,
+        };
+        Key { local, shared }
     }
 
     /// The store to ask, unless it is down.
@@ -157,10 +172,22 @@ impl Limit {
     /// Decides in this process; `Err` is a refusal.
     fn decide_locally(&self, buckets: &Buckets, key: Key, now: u64) -> Result<Standing, Standing> {
         let quota = self.local_quota();
-        let (allowed, standing) = quota.decide(buckets, key.local, now);
+        let outcome = match &self.local {
+            Local::Keyed(_) => quota.decide(buckets, key.local, now),
+            Local::Single(bucket) => quota.decide_single(bucket, now),
+        };
         // The fields speak about the limit as it is written.
-        let standing = Standing { burst: self.quota.burst(), ..standing };
-        if allowed { Ok(standing) } else { Err(standing) }
+        let written = |standing| Standing { burst: self.quota.burst(), ..standing };
+        outcome.map(written).map_err(written)
+    }
+
+    /// Whether [`Self::decide_locally`] would refuse; charges nothing.
+    fn would_refuse_locally(&self, buckets: &Buckets, key: Key, now: u64) -> bool {
+        let tat = match &self.local {
+            Local::Keyed(_) => buckets.get(key.local).unwrap_or(0),
+            Local::Single(bucket) => bucket.get(),
+        };
+        self.local_quota().would_refuse(tat, now)
     }
 }
 

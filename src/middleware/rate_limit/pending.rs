@@ -105,7 +105,7 @@ impl PendingCheck {
                     denied
                 }
                 Some(_) => true,
-                None => limit.local_quota().would_refuse(&self.inner.registry.buckets, key.local, self.now).is_some(),
+                None => limit.would_refuse_locally(&self.inner.registry.buckets, key, self.now),
             };
             if ends {
                 batch.end = index;

@@ -2,25 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
 use super::buckets::Buckets;
 use super::compile::once;
 use super::key::HashKeys;
+use super::single::Singles;
 use super::store::{Store, StoreObserver};
 use crate::config::server::Redis;
 use crate::config::{At, Problems};
-
-/// Time for one pass of the sweep over all buckets.
-const SWEEP: Duration = Duration::from_secs(10);
 
 /// One per process; every snapshot holds it.
 #[derive(Debug, Default)]
 pub struct Registry {
     pub(super) buckets: Buckets,
     pub(super) hash_keys: HashKeys,
+    pub(super) singles: Singles,
     /// Stores that a snapshot holds, by all that identifies them.
     stores: Mutex<Vec<(String, Redis, Weak<Store>)>>,
 }
@@ -31,22 +29,9 @@ impl Registry {
         Arc::default()
     }
 
-    /// All local buckets.
+    /// The table of local buckets.
     pub fn buckets(&self) -> &Buckets {
         &self.buckets
-    }
-
-    /// Forgets full buckets in the background, a small part at a time, for as long as the registry lives.
-    /// Start it once, on the control runtime.
-    pub async fn sweep(registry: Weak<Self>) {
-        let parts = registry.upgrade().map_or(1, |registry| registry.buckets.parts());
-        let mut tick = tokio::time::interval(SWEEP / u32::try_from(parts).unwrap_or(1).max(1));
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        for part in (0..parts).cycle() {
-            tick.tick().await;
-            let Some(registry) = registry.upgrade() else { return };
-            registry.buckets.sweep(part, Instant::now());
-        }
     }
 }
 
