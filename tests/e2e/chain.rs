@@ -177,7 +177,7 @@ routes:
 }
 
 /// The binary, with everything it writes in files.
-struct Process {
+pub struct Process {
     child: Child,
     dir: tempfile::TempDir,
     ports: [u16; 2],
@@ -185,7 +185,7 @@ struct Process {
 
 impl Process {
     /// Starts it with `yaml`, in which `@LISTEN` and `@ADMIN` are free ports.
-    fn start(dir: tempfile::TempDir, yaml: &str, env: &[(&str, &str)]) -> Self {
+    pub fn start(dir: tempfile::TempDir, yaml: &str, env: &[(&str, &str)]) -> Self {
         let free = [0, 0].map(|_: u8| TcpListener::bind("127.0.0.1:0").unwrap());
         let ports = [0, 1].map(|n: usize| free[n].local_addr().unwrap().port());
         drop(free);
@@ -208,11 +208,11 @@ impl Process {
         });
         process
     }
-    fn ask(&self, port: usize, bytes: &str) -> Answer {
+    pub fn ask(&self, port: usize, bytes: &str) -> Answer {
         Raw::connect(([127, 0, 0, 1], self.ports[port]).into()).ask(bytes)
     }
     /// Everything it has written.
-    fn output(&self) -> String {
+    pub fn output(&self) -> String {
         ["out", "err", "access.log"].map(|name| std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default()).join("\n")
     }
 }
