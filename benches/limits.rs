@@ -42,8 +42,13 @@ fn main() {
     run("by global", &limits, &mut ex, start, DECISIONS, |_| 7);
 }
 
+/// A key at random, by the finaliser of MurmurHash3.
 fn scattered(n: u32) -> u32 {
-    u32::try_from(u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).unwrap_or(0) % KEYS
+    let mut hash = n.wrapping_add(1);
+    for factor in [0x85eb_ca6b, 0xc2b2_ae35] {
+        hash = (hash ^ hash >> 15).wrapping_mul(factor);
+    }
+    (hash ^ hash >> 16) % KEYS
 }
 
 fn limits(by: Selector, rate: &str) -> (RateLimits, Arc<Registry>) {

@@ -525,6 +525,19 @@ fn a_rotated_key_is_picked_up_by_one_fetch_and_random_names_do_not_flood_the_iss
     for n in 0..50 {
         assert_eq!(ask(&Key::ec(&format!("random-{n}")).sign(&claims())), 401);
     }
+    // A thousand more from several clients at once.
+    std::thread::scope(|scope| {
+        for client in 0..4 {
+            let mut raw = gateway.connect();
+            scope.spawn(move || {
+                for n in 0..250 {
+                    let header = format!(r#"{{"alg":"ES256","kid":"{client}-{n}"}}"#);
+                    let token = bearer(&tokens::raw(&header, &claims().to_string(), b"0123456789abcdef0123456789abcdef"));
+                    assert_eq!(raw.ask(request("GET", "/", &[("Authorization", &token)], "")).status, 401);
+                }
+            });
+        }
+    });
     assert_eq!(issuer.count(), 2, "at most one refetch in 30 s");
     assert_eq!(ask(&old.sign(&claims_of("left"))), 401, "a key that is gone is gone");
     assert_eq!(ask(&old.sign(&claims())), 401, "also for tokens that were remembered");
@@ -577,6 +590,16 @@ fn key_sets_that_redirect_or_are_huge_are_not_taken() {
     let gateway = with_issuer(symmetric.address, &upstream);
     let forged = tokens::raw(r#"{"alg":"HS256","kid":"k"}"#, &claims().to_string(), b"0123456789abcdef0123456789abcdef");
     assert!([401, 503].contains(&with_fields(&gateway, "/", &[("Authorization", &bearer(&forged))]).status));
+    // The key that has signed the token, but not for this: for encryption, for another algorithm, of another type or purpose.
+    for (member, value) in [("use", json!("enc")), ("alg", json!("ES384")), ("kty", json!("RSA")), ("key_ops", json!(["encrypt"]))] {
+        let mut jwk = key.jwk.clone();
+        jwk[member] = value;
+        let set = json!({ "keys": [jwk] }).to_string();
+        let unsuitable = Upstream::serve(move |_, conn| conn.ok(&set));
+        let gateway = with_issuer(unsuitable.address, &upstream);
+        with_fields(&gateway, "/", &[("Authorization", &token)]).refused(401, "unauthenticated");
+        assert_eq!(gateway.logged("/")["auth_error"], "key", "{member}");
+    }
     assert_eq!(upstream.count(), 0);
 }
 

@@ -17,6 +17,7 @@ mod browser;
 mod chain;
 mod config_reference;
 mod cors;
+mod credentials;
 mod discovery;
 mod docs;
 mod drain;

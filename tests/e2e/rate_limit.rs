@@ -325,6 +325,11 @@ impl Redis {
             child.wait().unwrap();
         }
     }
+    /// Sends a signal to this server.
+    fn signal(&self, signal: &str) {
+        let id = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
     fn gateway(&self, limit: &str) -> Gateway {
         Gateway::new(
             &format!(
@@ -421,6 +426,28 @@ fn a_store_that_never_answers_costs_its_timeout_at_most() {
     assert!(begun.elapsed() < Duration::from_secs(5), "nobody waits for a store that is not there");
     let mut raw = gateway.connect();
     assert_eq!(raw.ask(request("GET", "/", &[], "")).status, 429);
+}
+
+#[test]
+fn a_redis_that_stalls_costs_its_timeout_three_times_and_is_used_again() {
+    let redis = Redis::start();
+    let gateway = redis.gateway("{ by: 'header:x-k', rate: 10/h, store: main }");
+    gateway.metric_becomes(UP, 1.0);
+    let ask = |key: &str| gateway.request("GET", "/", &[("X-K", key)], "");
+    assert_eq!(passed(4, || ask("k")), 4);
+    redis.signal("-STOP");
+    let begun = Instant::now();
+    // The whole limit, since there is no other gateway, in buckets that start full; only the first three wait for 500 ms each.
+    assert_eq!(passed(30, || ask("k")), 10);
+    let waited = begun.elapsed();
+    assert!(waited >= Duration::from_millis(1_400), "the store was given its time: {waited:?}");
+    assert!(waited < Duration::from_millis(4_000), "nobody waits for a store that is down: {waited:?}");
+    assert_eq!(gateway.metric(UP), 0.0);
+    redis.signal("-CONT");
+    gateway.metric_becomes(UP, 1.0);
+    // What the stalled one had got in the meantime it has counted: at least the four from before.
+    assert!(passed(30, || ask("k")) <= 6);
+    assert_eq!(passed(30, || ask("new")), 10);
 }
 
 #[test]
