@@ -4,7 +4,7 @@
 #   docker run -p 8080:8080 -v ./conf:/etc/tollgate:ro tollgate
 #
 # Mount the directory, not the file: editors replace files, and a mounted file would keep the old one.
-# Listeners must be on 0.0.0.0 in the file. For the health check keep `admin` on 127.0.0.1 (the default address).
+# Listeners must be on 0.0.0.0 in the file. The health check asks `admin`: it has to be there, best on its default, 127.0.0.1:9901.
 
 FROM rust:1.95-slim-bookworm AS build
 # The crypto library is C.

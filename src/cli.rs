@@ -4,6 +4,7 @@ pub mod explain;
 pub mod serve;
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -152,7 +153,7 @@ fn log_level(text: &str) -> Result<LogLevel, String> {
 }
 
 fn address(text: &str) -> Result<String, String> {
-    let parsed: Result<std::net::SocketAddr, _> = text.trim().parse();
+    let parsed: Result<SocketAddr, _> = text.trim().parse();
     parsed.map(|address| address.to_string()).map_err(|_| "write an IP address and a port, like 0.0.0.0:8080 or [::]:8080".to_owned())
 }
 
@@ -215,15 +216,27 @@ pub(crate) fn print_reports(reports: &[Report]) -> io::Result<()> {
 
 /// `health`: asks the admin listener of the configuration for `/ready`.
 pub fn health(options: &Options) -> io::Result<ExitCode> {
-    let mut loaded = load::load(&load::Source::File(options.config.clone()));
-    options.apply(&mut loaded.config);
-    let Some(admin) = &loaded.config.admin else {
-        return Err(io::Error::other(format!("{} has no `admin` to ask", options.config.display())));
-    };
-    let address = admin.address.parse().map_err(|_| io::Error::other(format!("`{}` is not an address", admin.address)))?;
-    let (status, body) = tollgate::admin::client::ready(address, PATIENCE)?;
+    let (status, body) = tollgate::admin::client::ready(asked(options)?, PATIENCE)?;
     writeln!(io::stdout(), "{}", body.trim_end())?;
     Ok(ExitCode::from(if status == 200 { DONE } else { FAILED }))
+}
+
+/// Where `health` asks. Of a file with mistakes what can be read counts, and else the default: the gateway serves on with the last good
+/// configuration, and must not look sick because of a typo.
+fn asked(options: &Options) -> io::Result<SocketAddr> {
+    let mut loaded = load::load(&load::Source::File(options.config.clone()));
+    options.apply(&mut loaded.config);
+    let broken = loaded.problems.has_errors();
+    let admin = match loaded.config.admin {
+        Some(admin) => admin,
+        None if broken => Admin::default(),
+        None => return Err(io::Error::other(format!("{} has no `admin` to ask", options.config.display()))),
+    };
+    match admin.address.parse() {
+        Ok(address) => Ok(address),
+        Err(_) if broken => Admin::default().address.parse().map_err(io::Error::other),
+        Err(_) => Err(io::Error::other(format!("`{}` is not an address", admin.address))),
+    }
 }
 
 /// `schema`: prints the JSON Schema of `gateway.yaml`.
@@ -290,6 +303,29 @@ mod tests {
         cli.options.apply(&mut config);
         assert_eq!(config.listeners.unwrap()[0].address, "127.0.0.1:1");
         assert_eq!(config.admin.unwrap().address, "127.0.0.1:2");
+    }
+
+    #[test]
+    fn health_asks_the_running_gateway_whatever_was_saved_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gateway.yaml");
+        let asks = |yaml: &str, flags: &[&str]| {
+            std::fs::write(&path, yaml).unwrap();
+            let cli = Cli::try_parse_from(["tollgate", "-c", &path.display().to_string()].iter().chain(flags)).unwrap();
+            asked(&cli.options).map(|address| address.to_string()).map_err(|error| error.to_string())
+        };
+        let here = "admin: { address: 127.0.0.1:1234 }\n";
+        for (yaml, flags, wanted) in [
+            (format!("{here}routes: []\n"), &[][..], "127.0.0.1:1234"),
+            (format!("{here}routes: [{{ match: /*, respnd: {{}} }}]\n"), &[], "127.0.0.1:1234"),
+            (format!("{here}routes: [\n"), &[], "127.0.0.1:9901"),
+            (format!("{here}routes: [\n"), &["--admin", "127.0.0.1:4321"], "127.0.0.1:4321"),
+            ("admin: { address: nowhere, x: y }\n".to_owned(), &[], "127.0.0.1:9901"),
+        ] {
+            assert_eq!(asks(&yaml, flags).as_deref(), Ok(wanted), "{yaml}");
+        }
+        let none = asks("routes: []\n", &[]).unwrap_err();
+        assert!(none.ends_with("has no `admin` to ask"), "{none}");
     }
 
     #[test]

@@ -87,6 +87,14 @@ pub fn start() -> io::Result<Demo> {
     start_at(ADDRESSES)
 }
 
+/// The same on free ports: for tests of the examples, which talk to these backends.
+///
+/// # Errors
+/// No port is free, or no thread can be started.
+pub fn start_on_free_ports() -> io::Result<Demo> {
+    start_at(ADDRESSES.map(|(kind, _)| (kind, "127.0.0.1:0")))
+}
+
 impl Demo {
     /// Where they listen: users, orders, ads.
     pub fn addresses(&self) -> &[SocketAddr] {

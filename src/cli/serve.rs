@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tollgate::config::load::Source;
@@ -31,7 +31,7 @@ fn run(options: &Options, source: Source, started: impl FnOnce() -> io::Result<(
     let server_options = ServerOptions {
         overrides: Some(Arc::new(move |config| overrides.apply(config))),
         watch: true,
-        inherited: Arc::new(Mutex::new(crate::activation::sockets())),
+        inherited: crate::activation::sockets().into(),
         middleware: Vec::new(),
         http2_ping: None,
     };

@@ -358,7 +358,7 @@ pub struct Part {
     /// Method of the call.
     #[serde(default = "Part::default_method")]
     pub method: String,
-    /// Template of path and query.
+    /// Template of path and query; `{parts.NAME.key}` is a value out of another part, for which it waits.
     pub path: String,
     /// Longest wait for it; default is the route's.
     #[serde(default)]

@@ -8,7 +8,7 @@ use super::*;
 
 /// The backends on free ports.
 fn demo() -> Demo {
-    start_at(ADDRESSES.map(|(kind, _)| (kind, "127.0.0.1:0"))).unwrap()
+    start_on_free_ports().unwrap()
 }
 
 fn ask(address: SocketAddr, method: &str, target: &str, body: &str) -> String {

@@ -1,5 +1,6 @@
 //! The response on its way to the client, and the one place where a request ends: its log line and its metrics.
 
+use std::cell::Cell;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderMap, Version};
+use http::{HeaderMap, HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::Reason;
@@ -312,6 +313,27 @@ impl Finish {
     }
 }
 
+thread_local! {
+    /// The request whose panic this thread is about to answer: what knew of it is gone by then.
+    static PANICKED: Cell<Option<Panicked>> = const { Cell::new(None) };
+}
+
+/// What is left of a request that panicked.
+#[derive(Default)]
+pub struct Panicked {
+    /// Its id, as it was logged; `None` without an access log.
+    pub request_id: Option<HeaderValue>,
+    /// Whether it was a gRPC call.
+    pub grpc: bool,
+}
+
+impl Panicked {
+    /// The request that has just panicked on this thread.
+    pub fn take() -> Self {
+        PANICKED.take().unwrap_or_default()
+    }
+}
+
 /// A request that has no response yet. Dropped with it when the client leaves, it accounts for the request all the same.
 #[must_use]
 pub struct Pending(Option<Box<Finish>>);
@@ -340,6 +362,12 @@ impl Drop for Pending {
             let reason = if std::thread::panicking() { Reason::Internal } else { Reason::ClientClosed };
             finish.status = reason.status();
             finish.reason = Some(reason);
+            if reason == Reason::Internal {
+                if finish.grpc {
+                    (finish.status, finish.grpc_status) = (200, Some(reason.grpc_status()));
+                }
+                PANICKED.set(Some(Panicked { request_id: finish.entry.as_ref().map(|entry| entry.request_id.clone()), grpc: finish.grpc }));
+            }
             finish.run(0, reason == Reason::Internal, None);
         }
     }

@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, reques
 use http_body::Body;
 
 use crate::error::{Reason, Refusal};
-use crate::gateway::answer::{Finish, Pending, ResponseBody, Source};
+use crate::gateway::answer::{Finish, Panicked, Pending, ResponseBody, Source};
 use crate::gateway::check::check;
 use crate::gateway::ending::Ending;
 use crate::gateway::route::Route;
@@ -34,6 +34,7 @@ use crate::http::{Connection, Exchange, Host, Params, Scheme, grpc, grpc_web, pr
 use crate::middleware::cors::preflight_method;
 use crate::router::{Outcome, Query};
 use crate::telemetry::access_log::Entry;
+use crate::telemetry::events;
 
 /// Methods that `Allow` names where CONNECT or TRACE was asked for.
 pub(super) const ALL_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
@@ -173,8 +174,15 @@ pub fn refuse_unread(snapshot: &Snapshot, refusal: &Refusal) -> (response::Parts
 }
 
 fn internal_error(snapshot: &Snapshot) -> Response<ResponseBody> {
+    let request = Panicked::take();
+    let id = request.request_id.unwrap_or_else(|| make_request_id(unix_ms()));
+    events::request_panicked(&String::from_utf8_lossy(id.as_bytes()));
     let refusal = Refusal::new(Reason::Internal, "The gateway failed to handle this request.");
-    let (parts, bytes) = refuse_unread(snapshot, &refusal);
+    let (mut parts, bytes) =
+        if request.grpc { (grpc::refusal(&refusal).into_parts().0, Bytes::new()) } else { problem::response(&refusal, &id, false) };
+    if let Some(name) = &snapshot.request_id {
+        parts.headers.insert(name.clone(), id);
+    }
     Response::from_parts(parts, ResponseBody::unaccounted(bytes))
 }
 

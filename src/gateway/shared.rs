@@ -39,6 +39,7 @@ pub struct Shared {
     pub http2_ping: Duration,
     upstreams: Mutex<HashMap<String, Weak<UpstreamState>>>,
     pools: Mutex<HashMap<String, Weak<EndpointPool>>>,
+    /// The one that serves, with what it was made from.
     access_log: Mutex<Option<(Log, Arc<AccessLog>)>>,
 }
 
@@ -126,10 +127,9 @@ impl Shared {
         lock(&self.pools).values().filter_map(Weak::upgrade).collect()
     }
 
-    /// The access log for `log`: the open one if nothing changed.
+    /// The access log for `log`: the one that serves if nothing changed. A new one serves from [`Self::serve_log`] on.
     pub fn access_log(&self, log: &Log, directory: &Path, problems: &mut Problems) -> Arc<AccessLog> {
-        let mut current = lock(&self.access_log);
-        if let Some((old, open)) = &*current
+        if let Some((old, open)) = &*lock(&self.access_log)
             && old.access == log.access
             && old.format == log.format
         {
@@ -141,16 +141,18 @@ impl Shared {
             Some(_) | None => Ok(AccessLog::disabled()),
         };
         match opened {
-            Ok(opened) => {
-                *current = Some((log.clone(), Arc::clone(&opened)));
-                opened
-            }
+            Ok(opened) => opened,
             Err(error) => {
                 let at = crate::config::At::main("log").key("access").key("output");
                 problems.error(at, format!("the access log cannot be opened: {error}"));
                 AccessLog::disabled()
             }
         }
+    }
+
+    /// Makes `open`, which is what `log` asks for, the access log that is reopened, flushed and taken over by the next configuration.
+    pub fn serve_log(&self, log: &Log, open: &Arc<AccessLog>) {
+        *lock(&self.access_log) = Some((log.clone(), Arc::clone(open)));
     }
 
     /// Reopens the access log's file, after a rotation.

@@ -239,7 +239,10 @@ impl Route {
         if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
             entry.parts = outcome.parts;
         }
-        outcome.answer.map(Answer::full)
+        outcome.answer.map(|(head, body)| match body.whole() {
+            Ok(bytes) => Answer::full((head, bytes)),
+            Err(chunks) => Answer::new(head, Source::Adapted(Box::pin(chunks.map_err(|never| match never {})))),
+        })
     }
 }
 

@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName};
 
 use crate::http::exchange::Exchange;
+use crate::http::target::{cookie_bytes, percent_decode_bytes, query_bytes};
 use crate::units::Selector;
 
 /// The selector's value for a request; `None` if it is absent or empty.
@@ -18,9 +19,9 @@ pub fn selector_value<'a>(selector: &Selector, ex: &'a Exchange, headers: &'a He
         Selector::User => Cow::Borrowed(ex.user()?.as_bytes()),
         Selector::Global => Cow::Borrowed(b"*".as_slice()),
         Selector::Header(name) => field(headers, name)?,
-        Selector::Cookie(name) => cookie(headers, name)?,
-        Selector::Query(name) => query(ex.query()?, name)?,
-        Selector::Param(name) => decode(ex.params.raw(name, ex.path())?.as_bytes(), false),
+        Selector::Cookie(name) => cookie_bytes(headers, name)?,
+        Selector::Query(name) => query_bytes(ex.query()?, name)?,
+        Selector::Param(name) => percent_decode_bytes(ex.params.raw(name, ex.path())?),
         Selector::Path => Cow::Borrowed(ex.path().as_bytes()),
         Selector::Host => Cow::Borrowed(ex.host.name().as_bytes()),
     };
@@ -87,57 +88,6 @@ fn field<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>>
         joined.extend_from_slice(line.as_bytes());
     }
     Some(Cow::Owned(joined))
-}
-
-/// The first cookie of that name, over all `cookie` lines (HTTP/2 may send one line per cookie).
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, [u8]>> {
-    headers.get_all(header::COOKIE).iter().flat_map(|line| line.as_bytes().split(|b| *b == b';')).find_map(|pair| {
-        let (key, value) = split_once(pair.trim_ascii(), b'=')?;
-        (key.trim_ascii() == name.as_bytes()).then(|| decode(value.trim_ascii(), false))
-    })
-}
-
-/// The first value of that name; `+` is a space.
-fn query<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
-    query.as_bytes().split(|b| *b == b'&').find_map(|pair| {
-        let (key, value) = split_once(pair, b'=').unwrap_or((pair, b""));
-        (*decode(key, true) == *name.as_bytes()).then(|| decode(value, true))
-    })
-}
-
-fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
-    let index = bytes.iter().position(|b| *b == at)?;
-    Some((&bytes[..index], &bytes[index + 1..]))
-}
-
-/// Percent escapes decoded; broken ones stay as they are. Copies only if there is something to decode.
-fn decode(bytes: &[u8], plus_is_space: bool) -> Cow<'_, [u8]> {
-    if !bytes.iter().any(|b| *b == b'%' || (plus_is_space && *b == b'+')) {
-        return Cow::Borrowed(bytes);
-    }
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    loop {
-        rest = match rest {
-            [] => return Cow::Owned(out),
-            [b'%', high, low, tail @ ..] if hex(*high).is_some() && hex(*low).is_some() => {
-                out.push(hex(*high).unwrap_or(0) << 4 | hex(*low).unwrap_or(0));
-                tail
-            }
-            [b'+', tail @ ..] if plus_is_space => {
-                out.push(b' ');
-                tail
-            }
-            [byte, tail @ ..] => {
-                out.push(*byte);
-                tail
-            }
-        };
-    }
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 /// Requests for tests of what depends on selectors.

@@ -7,7 +7,9 @@ mod path;
 
 use http::{Method, Uri};
 
-pub use encoding::{cookie_value, encode_query_component, encode_segment, percent_decode, query_value};
+pub use encoding::{
+    cookie_bytes, cookie_value, encode_query_component, encode_segment, percent_decode, percent_decode_bytes, query_bytes, query_value,
+};
 pub use framing::{check_framing, sent_twice};
 pub use host::{canonical_host, host};
 pub use path::{canonical, canonical_path};

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::config::route::{HeaderOps, Headers};
 use crate::config::{At, Problems};
 use crate::http::Exchange;
-use crate::http::fields::is_reserved;
+use crate::http::headers::is_reserved;
 use crate::http::template::{Allowed, HeaderTemplate, Param};
 
 const SECURITY: [(HeaderName, HeaderValue); 3] = [

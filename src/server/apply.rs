@@ -94,23 +94,22 @@ pub(super) struct Sockets {
     admin: Option<std::net::TcpListener>,
 }
 
-/// Binds what `snapshot` needs beside what is bound already.
+/// Binds what `snapshot` needs beside what is bound already; an address that the service manager has passed a socket for is not bound anew.
 ///
 /// # Errors
 /// All addresses that cannot be bound.
 pub(super) fn bind_new(
     snapshot: &Snapshot,
     applied: &Applied,
-    inherited: &mut Vec<std::net::TcpListener>,
+    inherited: &[std::net::TcpListener],
 ) -> Result<Sockets, Vec<(At, String, String)>> {
     let mut sockets = Sockets::default();
     let mut problems = Vec::new();
     let mut get = |address: SocketAddr, at: At| {
-        let passed = inherited.iter().position(|socket| socket.local_addr().is_ok_and(|bound| bound == address));
-        if let Some(index) = passed {
-            return Some(inherited.swap_remove(index));
-        }
-        bind(address)
+        // A copy: the service manager holds the socket on, so a listener that leaves and comes back, or fails to, needs it again.
+        let passed = inherited.iter().find(|socket| socket.local_addr().is_ok_and(|bound| bound == address));
+        passed
+            .map_or_else(|| bind(address), std::net::TcpListener::try_clone)
             .map_err(|error| {
                 let (message, help) = bind_error(address, &error);
                 problems.push((at, message, help));
@@ -131,7 +130,7 @@ pub(super) fn bind_new(
     if problems.is_empty() { Ok(sockets) } else { Err(problems) }
 }
 
-fn admin_address(snapshot: &Snapshot) -> Option<SocketAddr> {
+pub(super) fn admin_address(snapshot: &Snapshot) -> Option<SocketAddr> {
     snapshot.config.admin.as_ref().and_then(|admin| admin.address.parse().ok())
 }
 
@@ -207,7 +206,7 @@ impl Core {
             return ReloadOutcome::Unchanged;
         }
         let generation = current.generation + 1;
-        let bind = |snapshot: &Snapshot, problems: &mut Problems| match bind_new(snapshot, &lock(&self.applied), &mut Vec::new()) {
+        let bind = |snapshot: &Snapshot, problems: &mut Problems| match bind_new(snapshot, &lock(&self.applied), &self.options.inherited) {
             Ok(sockets) => sockets,
             Err(found) => {
                 for (at, message, help) in found {
@@ -245,6 +244,7 @@ impl Core {
         lock(&self.last).restart_needed = restart_needed;
         let mut applied = lock(&self.applied);
         self.state.serve(snapshot);
+        self.state.shared.serve_log(&snapshot.config.log, &snapshot.access_log);
         self.state.closed.notify_one();
         self.apply_listeners(snapshot, &mut applied, sockets.listeners);
         self.apply_admin(snapshot, &mut applied, sockets.admin);

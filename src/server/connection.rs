@@ -239,10 +239,9 @@ impl Session {
         let mut heard = false;
         let end = poll_fn(|cx| {
             // Looked at once, to be woken, and then only when there is news: this runs several times a request.
-            if !std::mem::replace(&mut heard, true) || draining.load(Relaxed) {
-                if cut.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(None);
-                }
+            let look = !std::mem::replace(&mut heard, true) || draining.load(Relaxed);
+            if look && cut.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
             }
             watched.as_mut().poll(cx).map(Some)
         })

@@ -24,12 +24,11 @@ use crate::server::apply::{Core, GRACE, bind_new, load_source, lock, notify};
 use crate::server::listener::Stage;
 use crate::server::per_ip::PerIp;
 use crate::server::worker::{Seen, State, Worker};
-use crate::telemetry::metrics::Reload;
 use crate::telemetry::{events, sd_notify};
 use arc_swap::ArcSwap;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
@@ -47,7 +46,7 @@ pub struct Options {
     /// Reload when a file changes.
     pub watch: bool,
     /// Sockets passed by the service manager: used for listeners with the same address.
-    pub inherited: Arc<Mutex<Vec<TcpListener>>>,
+    pub inherited: Arc<[TcpListener]>,
     /// Own steps in every route's chain, in order; see [`Middleware`].
     pub middleware: Vec<Arc<dyn Middleware>>,
     /// How often HTTP/2 peers with open streams are pinged; `None` is every 30 s. Who does not answer within half of it is gone.
@@ -139,10 +138,16 @@ impl Server {
             let _control = control.handle.enter();
             compile(&shared, loaded, None, 1).map_err(StartError::Config)?
         };
-        let sockets = bind_new(&snapshot, &apply::Applied::default(), &mut lock(&options.inherited))
+        let sockets = bind_new(&snapshot, &apply::Applied::default(), &options.inherited)
             .map_err(|problems| StartError::Bind(problems.into_iter().map(|(_, message, help)| (message, help)).collect()))?;
         events::init(snapshot.config.log.level, snapshot.config.log.format);
         events::starting(env!("CARGO_PKG_VERSION"), crate::COMMIT, count);
+        for address in options.inherited.iter().filter_map(|socket| socket.local_addr().ok()) {
+            let wanted = snapshot.listeners.iter().any(|listener| listener.address == address);
+            if !wanted && apply::admin_address(&snapshot) != Some(address) {
+                events::passed_socket_unused(address);
+            }
+        }
         let (files, routes) = (snapshot.source.files.clone(), snapshot.routes.len());
         let snapshot = Arc::new(snapshot);
         let state = Arc::new(State {
@@ -158,7 +163,7 @@ impl Server {
         let (changed, changes) = mpsc::channel(1);
         let core = Core::new(state, source, options, control.handle.clone(), acceptor, changed);
         core.commit(&snapshot, sockets, None);
-        core.state.shared.metrics.reload(Reload::Ok);
+        core.state.shared.metrics.loaded();
         control.handle.spawn(reload_on_change(Arc::clone(&core), changes));
         let path = files.first().cloned().unwrap_or_default();
         events::config_loaded(std::path::Path::new(&path), 1, routes, u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, res
 
 use crate::config::{At, Problems, route};
 use crate::http::Exchange;
-use crate::http::fields::is_reserved;
+use crate::http::headers::is_reserved;
 
 /// A fixed answer.
 #[derive(Clone, Debug)]

@@ -67,6 +67,11 @@ pub fn listener_bound(address: SocketAddr, tls: bool) {
     info!(%address, tls, "listening");
 }
 
+/// The service manager has passed a socket that no listener asks for: its clients wait for nobody.
+pub fn passed_socket_unused(address: SocketAddr) {
+    warn!(%address, "the service manager passed a socket for this address, but no listener has it");
+}
+
 /// A listener that left the configuration takes no more connections.
 pub fn listener_closed(address: SocketAddr) {
     info!(%address, "listener closed, its connections drain");

@@ -1,6 +1,6 @@
 //! Certificates and keys from PEM files, with every way they can be wrong said in plain words.
 //!
-//! Messages do not name the file: its path may hold a substituted value, and the problem's place shows it as written.
+//! Messages come without the file's path; [`Wrong::in_file`] adds it. Where a part of it was substituted, the report hides that.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,6 +34,13 @@ pub struct Wrong {
     pub message: String,
     /// What would be right.
     pub help: &'static str,
+}
+
+impl Wrong {
+    /// The message with the path of the file at fault, for a report.
+    pub fn in_file(&self, path: &Path) -> String {
+        format!("{} ({})", self.message, path.display())
+    }
 }
 
 /// A certificate chain with its key, and what its first certificate says.

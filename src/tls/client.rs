@@ -122,10 +122,11 @@ fn verifier(
 ) -> Option<Arc<dyn ServerCertVerifier>> {
     let ca = config.ca.as_ref().map(|written| {
         let ca_at = at.key("ca");
-        match certs::load_roots(&base(&ca_at, written)) {
+        let path = base(&ca_at, written);
+        match certs::load_roots(&path) {
             Ok((roots, _)) => Some(Arc::new(roots)),
             Err(wrong) => {
-                problems.error(ca_at, wrong.message).help(wrong.help);
+                problems.error(ca_at, wrong.in_file(&path)).help(wrong.help);
                 None
             }
         }
@@ -175,11 +176,11 @@ fn identity(
         }
         Err(wrongs) => {
             for wrong in wrongs {
-                let place = match wrong.part {
-                    Part::Certificate => cert_at.clone(),
-                    Part::Key => key_at.clone(),
+                let (place, path) = match wrong.part {
+                    Part::Certificate => (cert_at.clone(), &paths[0]),
+                    Part::Key => (key_at.clone(), &paths[1]),
                 };
-                problems.error(place, wrong.message).help(wrong.help);
+                problems.error(place, wrong.in_file(path)).help(wrong.help);
             }
             None
         }

@@ -129,8 +129,8 @@ impl Context<'_> {
         let (cert_at, key_at) = (at.key("cert"), at.key("key"));
         let paths = [(self.base)(&cert_at, &written.cert), (self.base)(&key_at, &written.key)];
         let place = |wrong: &Wrong| match wrong.part {
-            Part::Certificate => cert_at.clone(),
-            Part::Key => key_at.clone(),
+            Part::Certificate => (cert_at.clone(), &paths[0]),
+            Part::Key => (key_at.clone(), &paths[1]),
         };
         let pair = match certs::load_pair(&paths[0], &paths[1]) {
             Ok(pair) => pair,
@@ -167,7 +167,7 @@ impl Context<'_> {
             Ok((roots, certificates)) => Some(Some(Clients { path, roots: Arc::new(roots), certificates, auth })),
             Err(wrong) => {
                 let before = self.previous.and_then(|previous| previous.clients.as_ref()).filter(|old| old.path == path);
-                report(problems, at, &wrong, before.is_some());
+                report(problems, (at, &path), &wrong, before.is_some());
                 before.map(|old| Some(Clients { auth, ..old.clone() }))
             }
         }
@@ -175,11 +175,12 @@ impl Context<'_> {
 }
 
 /// An error, or a warning if what was read before can be kept.
-fn report(problems: &mut Problems, at: At, wrong: &Wrong, kept: bool) {
+fn report(problems: &mut Problems, (at, path): (At, &PathBuf), wrong: &Wrong, kept: bool) {
     if kept {
-        problems.warn(at, format!("{}; the one in use is kept", wrong.message)).help(wrong.help);
+        let kept = Wrong { message: format!("{}; the one in use is kept", wrong.message), ..wrong.clone() };
+        problems.warn(at, kept.in_file(path)).help(kept.help);
     } else {
-        problems.error(at, wrong.message.clone()).help(wrong.help);
+        problems.error(at, wrong.in_file(path)).help(wrong.help);
     }
 }
 

@@ -211,7 +211,7 @@ async fn a_broken_new_certificate_keeps_the_old_one_with_a_warning() {
         kit.write(file, text);
         let (after, said) = kit.server(&listener(&["site"]), Some(&before));
         assert!(
-            said.iter().all(|(severity, _, message)| *severity == Warning && message.ends_with("; the one in use is kept")),
+            said.iter().all(|(severity, _, message)| *severity == Warning && message.contains("; the one in use is kept (")),
             "{said:?}"
         );
         assert!(meet(&after.unwrap(), &kit.good_client(None), "site.test").await.unwrap().certificate() == old);
@@ -233,7 +233,8 @@ async fn a_broken_authority_file_keeps_the_old_one_at_a_reload() {
     let before = kit.good_server(&config);
     kit.write("ca.pem", "");
     let (after, said) = kit.server(&config, Some(&before));
-    assert_eq!(one(&said), ("client_ca", "the certificate file is empty; the one in use is kept"));
+    let message = format!("the certificate file is empty; the one in use is kept ({})", kit.path("ca.pem").display());
+    assert_eq!(one(&said), ("client_ca", message.as_str()));
     assert!(meet(&after.unwrap(), &client, "site.test").await.is_ok());
     assert!(kit.server(&config, None).0.is_none());
 }
@@ -312,7 +313,8 @@ fn files_that_cannot_be_used_are_named_with_the_reason() {
         let config = ListenerTls { certificates: vec![Certificate { cert: cert.to_owned(), key: key.to_owned() }], ..listener(&[]) };
         let (_, said) = kit.server(&config, None);
         let (at, text) = one(&said);
-        assert!(at == place && text.starts_with(message), "{cert} {key}: {said:?}");
+        let file = kit.path(if place == "cert" { cert } else { key });
+        assert!(at == place && text.starts_with(message) && text.ends_with(&format!(" ({})", file.display())), "{cert} {key}: {said:?}");
     }
     let both = ListenerTls { certificates: vec![Certificate { cert: "a".to_owned(), key: "b".to_owned() }; 2], ..listener(&[]) };
     assert_eq!(kit.server(&both, None).1.len(), 4, "every wrong file is reported");

@@ -294,13 +294,13 @@ fn free_port() -> u16 {
 }
 
 /// A Redis of one test; ended with it.
-struct Redis {
-    port: u16,
+pub struct Redis {
+    pub port: u16,
     child: Option<Child>,
 }
 
 impl Redis {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let mut redis = Self { port: free_port(), child: None };
         redis.restart();
         redis

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::get;
 use crate::support::upstream::Unreachable;
-use crate::support::{End, Gate, Gateway, Then, Upstream};
+use crate::support::{End, Gate, Gateway, Raw, Then, Upstream};
 
 /// An upstream that takes requests and never answers.
 fn silent() -> Upstream {
@@ -104,6 +104,70 @@ fn a_client_that_stalls_its_body_is_408() {
     let answer = raw.read();
     answer.refused(408, "request_timeout");
     raw.assert_closed();
+}
+
+/// An upload of `size` bytes, in `pieces` a tenth of a second apart or until the gateway has had enough; its answer.
+fn upload(gateway: &Gateway, path: &str, size: usize, pieces: usize) -> Raw {
+    let mut raw = gateway.connect();
+    raw.send(format!("POST {path} HTTP/1.1\r\nHost: site\r\nContent-Length: {size}\r\n\r\n"));
+    let answered = raw.socket.try_clone().unwrap();
+    for _ in 0..pieces {
+        raw.send(vec![b'x'; size / pieces]);
+        // Waits for the next piece, or for an answer.
+        answered.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        if answered.peek(&mut [0]).is_ok() {
+            break;
+        }
+    }
+    answered.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+    raw
+}
+
+#[test]
+fn an_upload_below_min_body_rate_is_408_and_a_slow_one_above_it_is_not() {
+    let upstream = Upstream::serve(|request, conn| conn.ok(request.body.len().to_string()));
+    let lazy = Upstream::raw(|conn| {
+        // Reads nothing for longer than the window: not the client's fault.
+        std::thread::sleep(Duration::from_secs(12));
+        let request = conn.wire.request().unwrap().unwrap();
+        conn.answer(200, "", request.body.len().to_string())
+    });
+    let yaml = "
+        server: { workers: 2, timeouts: { drain: 100ms, min_body_rate: 1KiB/s } }
+        upstreams: { up: { endpoints: [http://@0] }, lazy: { endpoints: [http://@1] } }
+        routes: [{ name: lazy, match: /lazy, upstream: lazy }, { name: up, match: /*, upstream: up }]
+    ";
+    let gateway = Gateway::new(yaml, &[upstream.address, lazy.address]);
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // A tenth of the rate, for as long as a minute would take.
+            let mut raw = upload(&gateway, "/slow", 60_000, 600);
+            let answer = raw.read();
+            answer.refused(408, "request_timeout");
+            assert!(answer.closes());
+            raw.assert_closed();
+            let took = started.elapsed();
+            assert!((Duration::from_secs(10)..Duration::from_secs(25)).contains(&took), "over 10 s, and not much longer: {took:?}");
+        });
+        scope.spawn(|| {
+            // Twice the rate for 12 s.
+            assert_eq!(upload(&gateway, "/enough", 24_000, 120).read().text(), "24000");
+        });
+        scope.spawn(|| {
+            let mut raw = gateway.connect();
+            let size = 64 << 20;
+            raw.send(format!("POST /lazy HTTP/1.1\r\nHost: site\r\nContent-Length: {size}\r\n\r\n"));
+            let sent = raw.stuff(size);
+            assert!(sent < size, "the upstream reads nothing, so the client is stopped");
+            assert_eq!(raw.send(vec![b'x'; size - sent]).read().text(), size.to_string());
+            assert!(started.elapsed() > Duration::from_secs(11));
+        });
+    });
+    let line = gateway.logged("/slow");
+    assert_eq!((line["status"].as_u64(), line["reason"].as_str()), (Some(408), Some("request_timeout")), "{line}");
+    gateway.metric_becomes("gateway_errors_total{route=\"up\",reason=\"request_timeout\"}", 1.0);
+    gateway.metric_becomes("gateway_errors_total{route=\"lazy\",reason=\"request_timeout\"}", 0.0);
 }
 
 fn impatient(timeouts: &str) -> Gateway {

@@ -198,10 +198,28 @@ fn wrong_files_are_named_at_load() {
             "listeners: [{{ address: '127.0.0.1:0', tls: {{ certificates: [{{ cert: {path}/{cert}, key: {path}/{key} }}] }} }}]\nroutes: [{{ match: /*, respond: {{ status: 200 }} }}]\n"
         );
         let error = Gateway::start_error(&yaml, &[]).unwrap_or_else(|| panic!("{cert} {key} loads"));
+        let wrong = if words.contains("certificate file") { cert } else { key };
+        assert!(error.contains(&format!(" ({path}/{wrong})")), "{error}");
         // The line with the file, and what would be right.
         assert!(error.contains(words) && error.contains(&format!("cert: {path}/{cert}, key: {path}/{key}")), "{cert} {key}: {error}");
         assert!(error.contains("help: "), "{error}");
     }
+}
+
+#[test]
+fn what_was_substituted_into_a_path_stays_out_of_the_report() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tenant"), "tenant-4711\n").unwrap();
+    let yaml = format!(
+        "listeners: [{{ address: '127.0.0.1:0', tls: {{ certificates: [{{ cert: '/nowhere/${{file:{}}}/site.pem', key: /nowhere/site.key }}] }} }}]\n\
+         upstreams: {{ up: {{ endpoints: [https://a], tls: {{ ca: /nowhere/ca.pem }} }} }}\nroutes: [{{ match: /*, upstream: up }}]\n",
+        dir.path().join("tenant").display()
+    );
+    let error = Gateway::start_error(&yaml, &[]).unwrap();
+    for told in ["No such file or directory (os error 2) (***)", "(/nowhere/site.key)", "(/nowhere/ca.pem)"] {
+        assert!(error.contains(told), "{told} in {error}");
+    }
+    assert!(!error.contains("4711"), "{error}");
 }
 
 #[test]

@@ -38,6 +38,11 @@ pub fn is_hop_by_hop(name: &str) -> bool {
     index(name).is_some()
 }
 
+/// Whether the gateway alone makes the field (lower case): connection, framing and `Host`.
+pub fn is_reserved(name: &str) -> bool {
+    matches!(name, "host" | "content-length" | "trailer") || (is_hop_by_hop(name) && !name.starts_with("proxy-auth"))
+}
+
 fn index(name: &str) -> Option<usize> {
     match name.len() {
         2 | 7 | 10 | 14 | 16..=19 => NAMES.iter().position(|known| *known == name),

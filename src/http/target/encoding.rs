@@ -9,33 +9,55 @@ use super::path::{hex_value, is_unreserved, push_escape};
 
 /// Decodes percent escapes; bytes that are not UTF-8 become U+FFFD, a `%` without two hex digits stays.
 pub fn percent_decode(text: &str) -> Cow<'_, str> {
+    lossy(percent_decode_bytes(text))
+}
+
+/// [`percent_decode`], with bytes that are not UTF-8 as they are.
+pub fn percent_decode_bytes(text: &str) -> Cow<'_, [u8]> {
     decode(text.as_bytes(), false)
 }
 
 /// The first value of `name` in a query, decoded (`+` is a space); empty if the name stands there without a value.
 pub fn query_value<'q>(query: &'q str, name: &str) -> Option<Cow<'q, str>> {
+    query_bytes(query, name).map(lossy)
+}
+
+/// [`query_value`], with bytes that are not UTF-8 as they are.
+pub fn query_bytes<'q>(query: &'q str, name: &str) -> Option<Cow<'q, [u8]>> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        // Most names are written plainly: compared without decoding.
-        let found = key == name || (key.bytes().any(|byte| byte == b'%' || byte == b'+') && decode(key.as_bytes(), true) == name);
-        found.then(|| decode(value.as_bytes(), true))
+        // Most names are written plainly: they are compared without a copy.
+        (*decode(key.as_bytes(), true) == *name.as_bytes()).then(|| decode(value.as_bytes(), true))
     })
 }
 
-/// The value of the first cookie called `name`, over all `Cookie` lines, percent-decoded.
+/// The value of the first cookie called `name`, over all `Cookie` lines (HTTP/2 may send one line per cookie), percent-decoded.
 pub fn cookie_value<'h>(headers: &'h HeaderMap, name: &str) -> Option<Cow<'h, str>> {
-    headers.get_all(COOKIE).iter().find_map(|line| {
-        line.as_bytes().split(|&byte| byte == b';').find_map(|pair| {
-            let equals = pair.iter().position(|&byte| byte == b'=')?;
-            let (key, value) = pair.split_at(equals);
-            (key.trim_ascii() == name.as_bytes()).then(|| decode(value.get(1..).unwrap_or_default().trim_ascii(), false))
-        })
+    cookie_bytes(headers, name).map(lossy)
+}
+
+/// [`cookie_value`], with bytes that are not UTF-8 as they are.
+pub fn cookie_bytes<'h>(headers: &'h HeaderMap, name: &str) -> Option<Cow<'h, [u8]>> {
+    headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|&byte| byte == b';')).find_map(|pair| {
+        let equals = pair.iter().position(|&byte| byte == b'=')?;
+        let (key, value) = pair.split_at(equals);
+        (key.trim_ascii() == name.as_bytes()).then(|| decode(value.get(1..).unwrap_or_default().trim_ascii(), false))
     })
 }
 
-fn decode(text: &[u8], plus_is_space: bool) -> Cow<'_, str> {
+fn lossy(bytes: Cow<'_, [u8]>) -> Cow<'_, str> {
+    match bytes {
+        Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
+        Cow::Owned(bytes) => {
+            Cow::Owned(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+        }
+    }
+}
+
+/// Copies only if there is something to decode.
+fn decode(text: &[u8], plus_is_space: bool) -> Cow<'_, [u8]> {
     if !text.iter().any(|&byte| byte == b'%' || (plus_is_space && byte == b'+')) {
-        return String::from_utf8_lossy(text);
+        return Cow::Borrowed(text);
     }
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -50,10 +72,7 @@ fn decode(text: &[u8], plus_is_space: bool) -> Cow<'_, str> {
             _ => out.push(byte),
         }
     }
-    Cow::Owned(match String::from_utf8(out) {
-        Ok(text) => text,
-        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
-    })
+    Cow::Owned(out)
 }
 
 /// Appends `value` as one path segment: it can add no `/`, `?` or `#`, and no `;` that would make `..;x` of `..`.

@@ -142,7 +142,12 @@ impl Metrics {
         Arc::clone(&self.access_log_dropped)
     }
 
-    /// The configuration was loaded (the first time included), or could not be, at this moment.
+    /// The first configuration was loaded, at this moment: a start, which no counter of reloads counts.
+    pub fn loaded(&self) {
+        self.reloads.at(Reload::Ok, std::time::SystemTime::now());
+    }
+
+    /// A reload ended like this, at this moment.
     pub fn reload(&self, result: Reload) {
         self.reloads.one(result, std::time::SystemTime::now());
     }

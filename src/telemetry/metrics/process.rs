@@ -102,7 +102,7 @@ impl Reload {
     }
 }
 
-/// Loads of the configuration.
+/// Reloads of the configuration.
 #[derive(Debug, Default)]
 pub(super) struct Reloads {
     results: [Counter; Reload::ALL.len()],
@@ -114,6 +114,11 @@ impl Reloads {
         if let Some(counter) = self.results.get(result as usize) {
             counter.one();
         }
+        self.at(result, at);
+    }
+
+    /// The last result, uncounted.
+    pub(super) fn at(&self, result: Reload, at: SystemTime) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((result, at));
     }
 

@@ -86,7 +86,7 @@ table! {
     JwksFetches = Counter "gateway_jwks_fetches_total" ["authenticator", "result"]
         "Fetches of a key set (ok, failed).";
     ConfigReloads = Counter "gateway_config_reloads_total" ["result"]
-        "Loads of the configuration (ok, failed, unchanged).";
+        "Reloads of the configuration (ok, failed, unchanged); the start is none.";
     ConnectionErrors = Counter "gateway_connection_errors_total" ["listener", "kind"]
         "Client connections that ended before a request was read (tls, proxy, header_timeout, bad_request, too_large).";
     BytesReceived = Counter "gateway_bytes_received_total" ["listener"]

@@ -58,7 +58,7 @@ gateway_errors_total{route="get-user",reason="upstream_reset"} 1
 # HELP gateway_rate_limited_total Requests refused by a rate limit.
 # TYPE gateway_rate_limited_total counter
 gateway_rate_limited_total{route="get-user"} 0
-# HELP gateway_config_reloads_total Loads of the configuration (ok, failed, unchanged).
+# HELP gateway_config_reloads_total Reloads of the configuration (ok, failed, unchanged); the start is none.
 # TYPE gateway_config_reloads_total counter
 gateway_config_reloads_total{result="ok"} 0
 gateway_config_reloads_total{result="failed"} 0
@@ -178,9 +178,12 @@ fn the_rest_of_the_list_is_counted() {
 }
 
 #[test]
-fn loads_of_the_configuration_are_counted_with_the_last_result() {
+fn reloads_are_counted_with_the_last_result_and_a_start_is_none() {
     let metrics = Metrics::new(1, "1", "c");
     assert!(!series(&metrics).iter().any(|line| line.starts_with("gateway_config_last")));
+    metrics.loaded();
+    has(&metrics, "gateway_config_last_reload_successful 1");
+    has(&metrics, r#"gateway_config_reloads_total{result="ok"} 0"#);
     let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
     for (result, successful) in [(Reload::Ok, 1), (Reload::Failed, 0), (Reload::Unchanged, 1)] {
         metrics.reloads.one(result, at);

@@ -196,6 +196,18 @@ impl H1 {
         }
     }
 
+    /// The whole of the response's body, if it came with the head.
+    pub fn take_whole_body(&mut self) -> Option<Bytes> {
+        let Inner { decoder, input, .. } = &mut *self.0;
+        match decoder {
+            Decoder::Length(length) if *length <= input.buffer.len() as u64 => match decoder.decode(&mut input.buffer) {
+                Ok(Decoded::Data(data)) => Some(data),
+                Ok(Decoded::Trailers(_) | Decoded::End | Decoded::NeedMore) | Err(_) => None,
+            },
+            Decoder::Length(_) | Decoder::Chunked(_) | Decoder::UntilClose | Decoder::Done => None,
+        }
+    }
+
     /// Whether the response's body has ended.
     pub fn is_body_ended(&self) -> bool {
         self.0.decoder.is_done()

@@ -163,6 +163,10 @@ impl Gateway {
         panic!("{series} is {last}, not {value}; there is {near:#?}");
     }
 
+    /// What SIGHUP does to logs, after a rotation.
+    pub fn reopen_logs(&self) {
+        self.server().reopen_logs();
+    }
     pub fn log_path(&self) -> PathBuf {
         self.dir.path().join("access.log")
     }

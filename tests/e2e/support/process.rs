@@ -18,25 +18,76 @@ impl Process {
         let free = [0, 0].map(|_: u8| TcpListener::bind("127.0.0.1:0").unwrap());
         let ports = [0, 1].map(|n: usize| free[n].local_addr().unwrap().port());
         drop(free);
-        let yaml = yaml.replace("@LISTEN", &ports[0].to_string()).replace("@ADMIN", &ports[1].to_string());
+        let mut process = Self { child: Self::spawn(&dir, &placed(yaml, ports), env), dir, ports };
+        process.wait_until_it_listens();
+        process
+    }
+
+    fn spawn(dir: &tempfile::TempDir, yaml: &str, env: &[(&str, &str)]) -> Child {
         std::fs::write(dir.path().join("gateway.yaml"), yaml).unwrap();
         let file = |name: &str| Stdio::from(std::fs::File::create(dir.path().join(name)).unwrap());
-        let child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
-            .args(["serve", "--config", "gateway.yaml"])
+        // As many descriptors as may be: the usual 1024 are few for a proxy.
+        Command::new("sh")
+            .args(["-c", "ulimit -n \"$(ulimit -Hn)\"; exec \"$0\" serve --config gateway.yaml", env!("CARGO_BIN_EXE_tollgate")])
             .current_dir(dir.path())
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(file("out"))
             .stderr(file("err"))
             .spawn()
-            .unwrap();
-        let mut process = Self { child, dir, ports };
-        eventually("it listens", || {
-            assert!(process.child.try_wait().unwrap().is_none(), "{}", process.output());
-            std::net::TcpStream::connect(("127.0.0.1", ports[0])).ok()
-        });
-        process
+            .unwrap()
     }
+
+    fn wait_until_it_listens(&mut self) {
+        eventually("it listens", || {
+            assert!(self.child.try_wait().unwrap().is_none(), "{}", self.output());
+            std::net::TcpStream::connect(("127.0.0.1", self.ports[0])).ok()
+        });
+    }
+
+    /// Starts it anew where it was.
+    pub fn start_again(&mut self) {
+        let yaml = std::fs::read_to_string(self.dir.path().join("gateway.yaml")).unwrap();
+        self.child = Self::spawn(&self.dir, &yaml, &[]);
+        self.wait_until_it_listens();
+    }
+
+    /// Saves another configuration as editors do: a new file takes the name.
+    pub fn save(&self, yaml: &str) {
+        std::fs::write(self.dir.path().join("new"), placed(yaml, self.ports)).unwrap();
+        std::fs::rename(self.dir.path().join("new"), self.dir.path().join("gateway.yaml")).unwrap();
+    }
+
+    /// Sends it a signal: `TERM`, `KILL`, …
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for its end: its exit code, or `None` if a signal ended it.
+    pub fn ended(&mut self) -> Option<i32> {
+        eventually("the process ends", || self.child.try_wait().unwrap()).code()
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// A figure of its memory in KiB: `VmRSS` is what it has now, `VmHWM` the most it ever had.
+    pub fn memory(&self, figure: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(figure)?.strip_prefix(':')).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// The value of a series of `/metrics`; 0 where there is none.
+    pub fn metric(&self, series: &str) -> f64 {
+        let text = self.ask(1, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").text();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
     /// Where its listener or, as 1, its admin listener is.
     pub fn address(&self, port: usize) -> SocketAddr {
         ([127, 0, 0, 1], self.ports[port]).into()
@@ -66,4 +117,8 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn placed(yaml: &str, ports: [u16; 2]) -> String {
+    yaml.replace("@LISTEN", &ports[0].to_string()).replace("@ADMIN", &ports[1].to_string())
 }
