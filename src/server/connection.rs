@@ -289,6 +289,8 @@ impl Session {
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(snapshot.max_streams)
+            // The library's twenty are less than a browser cancels when a page is left; floods have a budget of their own (`Frames`).
+            .max_pending_accept_reset_streams(usize::try_from(snapshot.max_streams).unwrap_or(usize::MAX))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(snapshot.max_streams.saturating_mul(STREAM_WINDOW).clamp(LEAST_CONNECTION_WINDOW, MAX_WINDOW))
             .max_send_buf_size(SEND_BUFFER)

@@ -118,6 +118,23 @@ fn a_rapid_reset_ends_in_goaway() {
 }
 
 #[test]
+fn a_page_that_is_left_is_no_flood() {
+    let upstream = hanging();
+    let gateway = Gateway::to(upstream.address, "");
+    let mut browser = raw(gateway.address());
+    // All that it was loading, cancelled at once: many requests have not been looked at yet.
+    let begin: Vec<u8> = (0..100).flat_map(|index| frame(1, 5, 2 * index + 1, HEAD)).collect();
+    let cancel: Vec<u8> = (0..100).flat_map(|index| frame(3, 0, 2 * index + 1, &[0, 0, 0, 8])).collect();
+    browser.send([begin, cancel].concat());
+    browser.send(frame(1, 5, 201, b"\x82\x86\x44\x06/quick\x41\x04site"));
+    while !frames(&browser.wire.buffer).contains(&(1, 201)) {
+        assert!(browser.wire.fill().unwrap() > 0, "the connection was closed");
+    }
+    assert!(!went_away(&browser.wire.buffer));
+    eventually("what was cancelled is gone", || (upstream.open() <= 1).then_some(()));
+}
+
+#[test]
 fn provoked_resets_end_in_goaway() {
     // What makes the gateway reset a stream (CVE-2025-8671), behind a request that would run on: the resets are the gateway's own, and so
     // none of them counts as the client's.
