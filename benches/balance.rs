@@ -1,4 +1,5 @@
-//! Nanoseconds per pick and drop of an attempt: each strategy with 1 and 1,000 endpoints, all available.
+//! Nanoseconds per pick and drop of an attempt: each strategy with 1 and 1,000 endpoints, all available; idle, or with several attempts in
+//! flight on each.
 #![allow(clippy::print_stdout, missing_docs)]
 
 use std::hint::black_box;
@@ -28,12 +29,14 @@ fn main() {
         ("consistent_hash, bounded", hash(Some(1.25)), 1),
     ];
     for (name, balance, weights) in strategies {
-        let times: Vec<String> = [1, 1000].map(|endpoints| format!("{:8.0}", measure(&balance, endpoints, weights))).into();
-        println!("{name:28} {} ns with 1, {} ns with 1000 endpoints", times[0], times[1]);
+        for (load, held) in [("idle", 0), ("busy", 5)] {
+            let times: Vec<String> = [1, 1000].map(|endpoints| format!("{:8.0}", measure(&balance, endpoints, weights, held))).into();
+            println!("{name:28} {load} {} ns with 1, {} ns with 1000 endpoints", times[0], times[1]);
+        }
     }
 }
 
-fn measure(balance: &Balance, endpoints: usize, weights: usize) -> f64 {
+fn measure(balance: &Balance, endpoints: usize, weights: usize, held: usize) -> f64 {
     let written =
         (0..endpoints).map(|n| Endpoint { url: format!("http://10.0.{}.{}:80", n / 250, n % 250), weight: (n % weights) as u32 + 1 });
     let config = config::Upstream { endpoints: written.collect(), balance: balance.clone(), ..config::Upstream::default() };
@@ -51,12 +54,14 @@ fn measure(balance: &Balance, endpoints: usize, weights: usize) -> f64 {
     };
     let now = Instant::now();
     let mut random = 1u64;
+    let pick = |random| upstream.pick(&PickArgs { worker: 0, now, tried: &[], hash: &|| Some(random), random });
+    let _held: Vec<_> = (0..endpoints * held).map(|n| pick((n as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))).collect();
     let mut run = || {
         let start = Instant::now();
         for _ in 0..PICKS {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let key = random ^ (random >> 29);
-            black_box(upstream.pick(&PickArgs { worker: 0, now, tried: &[], hash: &|| Some(key), random: key })).ok();
+            black_box(pick(key)).ok();
         }
         start.elapsed().as_nanos() as f64 / f64::from(PICKS)
     };

@@ -20,7 +20,7 @@ use jsonwebtoken::{EncodingKey, Header, encode};
 use tollgate::config::load::{Source, load};
 use tollgate::gateway::route::Route;
 use tollgate::gateway::{Shared, compile};
-use tollgate::http::headers::{Forwarding, remove_hop_by_hop, set_forwarded};
+use tollgate::http::headers::{Forwarding, Survey, remove_hop_by_hop, set_forwarded};
 use tollgate::http::{Connection, Exchange, Host, Params, Scheme};
 use tollgate::middleware::rate_limit::Decision;
 
@@ -142,7 +142,8 @@ fn passed(decision: Decision) {
 
 /// The steps of [`Route::run`] in its order, as far as they need no socket.
 fn way_in(route: &Route, ex: &mut Exchange, headers: &mut HeaderMap) {
-    remove_hop_by_hop(headers);
+    let survey = Survey::of(headers);
+    remove_hop_by_hop(headers, survey);
     route.ip.as_ref().unwrap().check(ex.client_ip).unwrap();
     assert!(route.cors.as_ref().unwrap().preflight(&ex.method, headers).is_none());
     let limits = route.limits.as_ref().unwrap();

@@ -1,25 +1,62 @@
 //! The endpoint with the fewest requests in flight for its weight.
 
+use super::ranking::Ranking;
 use super::{Candidates, Turn, Usable};
+
+/// With up to this many endpoints each pick looks at them all: cheaper than keeping them ranked.
+const FEW: usize = 32;
 
 /// Shares of the usable endpoints.
 #[derive(Debug)]
 pub struct Shares {
     shares: Vec<u64>,
     greatest: u64,
+    /// Where there are more than a [`FEW`].
+    ranking: Option<Ranking>,
 }
 
 impl Shares {
     /// Weight × factor of slow start of each.
     pub fn new(usable: &[Usable<'_>]) -> Self {
         let shares: Vec<u64> = usable.iter().map(Usable::share).collect();
-        Self { greatest: shares.iter().copied().max().unwrap_or(0), shares }
+        let ranking = (shares.len() > FEW).then(|| Ranking::new(shares.len()));
+        Self { greatest: shares.iter().copied().max().unwrap_or(0), shares, ranking }
     }
 
-    /// The position with the lowest (in flight + 1) / weight among those that fit. The search starts behind the last pick, so ties
-    /// are in rotation. It ends at an idle endpoint of the greatest weight, since none can be better: with fewer requests
-    /// than endpoints that is after a few steps, else every endpoint is looked at.
+    /// Whether it has to be told of loads that change.
+    pub fn ranks(&self) -> bool {
+        self.ranking.is_some()
+    }
+
+    /// Looks at all loads.
+    pub fn rank(&self, turn: &Turn, candidates: &impl Candidates) {
+        if let Some(ranking) = &self.ranking {
+            ranking.play(turn.get(), &self.shares, candidates);
+        }
+    }
+
+    /// The requests in flight on the endpoint at `position` have changed, also by being picked.
+    pub fn load_changed(&self, position: usize, candidates: &impl Candidates) {
+        if let Some(ranking) = &self.ranking {
+            ranking.replay(position, &self.shares, candidates);
+        }
+    }
+
+    /// The position with the lowest (in flight + 1) / weight among those that fit; ties are in rotation.
     pub fn pick(&self, turn: &Turn, candidates: &impl Candidates) -> Option<usize> {
+        let Some(ranking) = &self.ranking else { return self.search(turn, candidates) };
+        let number = turn.next();
+        ranking.replay(number % self.shares.len(), &self.shares, candidates);
+        let leader = ranking.leader();
+        // One that does not fit was tried by this request before, or is full with little in flight: rare enough to look at all.
+        let position = if candidates.fits(leader) { leader } else { ranking.leader_that_fits(&self.shares, candidates)? };
+        ranking.picked(position, number);
+        Some(position)
+    }
+
+    /// Looks at each. The search starts behind the last pick, so ties are in rotation, and ends at an idle endpoint of the greatest weight, since
+    /// none can be better.
+    fn search(&self, turn: &Turn, candidates: &impl Candidates) -> Option<usize> {
         let len = self.shares.len();
         let start = turn.get().checked_rem(len)?;
         let (before, after) = self.shares.split_at(start);
@@ -77,7 +114,61 @@ mod tests {
         assert_eq!(load.in_flight, [40, 10]);
     }
 
+    #[test]
+    fn many_idle_endpoints_take_turns_too() {
+        let (shares, turn) = (shares(&[1; 100]), Turn::default());
+        shares.rank(&turn, &Fake::default());
+        let round = || -> Vec<usize> {
+            let picks = (0..100).map(|_| {
+                let position = shares.pick(&turn, &Fake::default()).expect("one fits");
+                shares.load_changed(position, &Fake::default());
+                position
+            });
+            picks.collect()
+        };
+        assert_eq!((round(), round()), ((0..100).collect(), (0..100).collect()));
+    }
+
+    #[test]
+    fn a_load_that_nobody_told_of_is_seen_within_a_round() {
+        let (shares, turn) = (shares(&[1; 40]), Turn::default());
+        let mut load = Fake { in_flight: vec![5; 40], ..Fake::default() };
+        shares.rank(&turn, &load);
+        load.in_flight[17] = 0;
+        let found = (0..40).find(|_| {
+            let position = shares.pick(&turn, &load).expect("one fits");
+            shares.load_changed(position, &load);
+            position == 17
+        });
+        assert!(found.is_some());
+    }
+
     proptest! {
+        #[test]
+        fn among_many_nothing_that_fits_is_cheaper_however_loads_change(
+            weights in prop::collection::vec(1u32..=1000, 33..200),
+            steps in prop::collection::vec((any::<prop::sample::Index>(), 0u32..4, any::<prop::sample::Index>(), prop::bool::weighted(0.1)), 1..300),
+        ) {
+            let len = weights.len();
+            let (shares, turn) = (shares(&weights), Turn::default());
+            let mut fake = Fake { in_flight: vec![0; len], ..Fake::default() };
+            shares.rank(&turn, &fake);
+            for (ended, less, tried, again) in steps {
+                let ended = ended.index(len);
+                fake.in_flight[ended] = fake.in_flight[ended].saturating_sub(less);
+                shares.load_changed(ended, &fake);
+                fake.out = if again { vec![tried.index(len)] } else { vec![] };
+                let picked = shares.pick(&turn, &fake).expect("one fits");
+                prop_assert!(!fake.out.contains(&picked));
+                let cost = |n: usize| f64::from(fake.in_flight[n] + 1) / f64::from(weights[n]);
+                for other in (0..len).filter(|other| !fake.out.contains(other)) {
+                    prop_assert!(cost(picked) <= cost(other) + 1e-12);
+                }
+                fake.in_flight[picked] += 1;
+                shares.load_changed(picked, &fake);
+            }
+        }
+
         #[test]
         fn nothing_that_fits_is_cheaper(
             endpoints in prop::collection::vec((1u32..=1000, 0u32..50, prop::bool::weighted(0.8)), 1..20),

@@ -9,9 +9,12 @@ pub mod hash;
 pub mod least_requests;
 pub mod p2c;
 pub mod random;
+mod ranking;
 pub mod round_robin;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod weighted;
 
 use std::sync::Arc;
@@ -79,6 +82,14 @@ impl Strategy {
             Self::P2c => "p2c",
             Self::Random => "random",
             Self::ConsistentHash { .. } => "consistent_hash",
+        }
+    }
+
+    /// Whether endpoints of more weight get more requests.
+    pub fn has_weights(&self) -> bool {
+        match self {
+            Self::Weighted | Self::LeastRequests | Self::ConsistentHash { .. } => true,
+            Self::RoundRobin | Self::P2c | Self::Random => false,
         }
     }
 
@@ -159,6 +170,28 @@ impl Balancer {
         }
     }
 
+    /// Whether it has to be told of loads that change, with [`Balancer::load_changed`].
+    pub fn ranks(&self) -> bool {
+        match self {
+            Self::LeastRequests(shares) => shares.ranks(),
+            Self::RoundRobin(_) | Self::Weighted(_) | Self::P2c(_) | Self::Random(_) | Self::Hash(_) => false,
+        }
+    }
+
+    /// Looks at all loads, once, before the first pick.
+    pub fn rank(&self, turn: &Turn, candidates: &impl Candidates) {
+        if let Self::LeastRequests(shares) = self {
+            shares.rank(turn, candidates);
+        }
+    }
+
+    /// The attempts in flight on the endpoint at `position` have changed, also by a pick.
+    pub fn load_changed(&self, position: usize, candidates: &impl Candidates) {
+        if let Self::LeastRequests(shares) = self {
+            shares.load_changed(position, candidates);
+        }
+    }
+
     /// Picks a position that fits; `None` if none does.
     pub fn pick(&self, turn: &Turn, candidates: &impl Candidates, ask: &Ask<'_>) -> Option<usize> {
         match self {
@@ -171,6 +204,9 @@ impl Balancer {
         }
     }
 }
+
+/// Draws of a random endpoint that fits before all are looked at: so few that do not fit cost a pick next to nothing.
+const DRAWS: usize = 8;
 
 /// A number below `len`, from 32 random bits, without division.
 fn below(bits: u32, len: usize) -> usize {

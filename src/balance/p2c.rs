@@ -2,7 +2,7 @@
 //!
 //! Two choices instead of the best of all: with many gateways, all would run to the same best one.
 
-use super::{Candidates, Usable, below, redraw};
+use super::{Candidates, DRAWS, Usable, below, redraw};
 
 /// Factors of slow start, by which costs are divided.
 #[derive(Debug)]
@@ -16,12 +16,16 @@ impl Factors {
 
     /// The cheaper of two distinct random positions that fit.
     pub fn pick(&self, random: u64, candidates: &impl Candidates) -> Option<usize> {
-        let (high, low) = ((random >> 32) as u32, random as u32);
         let len = self.0.len();
+        let mut random = random;
         if len > 1 {
-            let (one, other) = distinct(high, low, len);
-            if candidates.fits(one) && candidates.fits(other) {
-                return Some(self.cheaper(one, other, candidates));
+            // All pairs that fit stay equally likely, however often it is drawn.
+            for _ in 0..DRAWS {
+                let (one, other) = distinct((random >> 32) as u32, random as u32, len);
+                if candidates.fits(one) && candidates.fits(other) {
+                    return Some(self.cheaper(one, other, candidates));
+                }
+                random = redraw(random);
             }
         }
         let fitting = || (0..len).filter(|position| candidates.fits(*position));
@@ -29,9 +33,7 @@ impl Factors {
             0 => None,
             1 => fitting().next(),
             count => {
-                // Fresh bits: those at hand are known to point at one that does not fit.
-                let fresh = redraw(random);
-                let (one, other) = distinct((fresh >> 32) as u32, fresh as u32, count);
+                let (one, other) = distinct((random >> 32) as u32, random as u32, count);
                 let (one, other) = (fitting().nth(one)?, fitting().nth(other)?);
                 Some(self.cheaper(one, other, candidates))
             }

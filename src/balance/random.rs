@@ -1,6 +1,6 @@
 //! A random endpoint: uniform, or by share.
 
-use super::{Candidates, Usable, below, redraw};
+use super::{Candidates, DRAWS, Usable, below, redraw};
 
 /// Cumulated shares of the usable endpoints.
 #[derive(Debug)]
@@ -27,20 +27,23 @@ impl Shares {
 
     /// A position that fits, each with its share of the chance.
     pub fn pick(&self, random: u64, candidates: &impl Candidates) -> Option<usize> {
-        let first = if self.uniform {
-            below((random >> 32) as u32, self.upto.len())
-        } else {
-            let point = scale(random, *self.upto.last()?);
-            self.upto.partition_point(|upto| *upto <= point)
-        };
-        if first < self.upto.len() && candidates.fits(first) {
-            return Some(first);
+        let mut random = random;
+        // All that fit keep their proportions, however often it is drawn.
+        for _ in 0..DRAWS {
+            let drawn = if self.uniform {
+                below((random >> 32) as u32, self.upto.len())
+            } else {
+                let point = scale(random, *self.upto.last()?);
+                self.upto.partition_point(|upto| *upto <= point)
+            };
+            if drawn < self.upto.len() && candidates.fits(drawn) {
+                return Some(drawn);
+            }
+            random = redraw(random);
         }
-        // Others get what it would have had in proportion, not its neighbour alone. Fresh bits:
-        // those at hand are known to point at one that does not fit.
         let fitting = || (0..self.upto.len()).filter(|position| candidates.fits(*position));
         let total: u64 = fitting().map(|position| self.share(position)).sum();
-        let mut point = scale(redraw(random), total);
+        let mut point = scale(random, total);
         fitting().find(|position| {
             let share = self.share(*position);
             let hit = point < share;

@@ -138,7 +138,8 @@ fn winner(out: &mut String, snapshot: &Snapshot, index: usize) {
     if let Some(retry) = &route.retry {
         step("retry", format!("{} more", retry.attempts));
     }
-    if let Some((mirror, _)) = &route.mirror {
+    let proxied = matches!(route.target, resolve::Target::Upstream(_) | resolve::Target::Split(_));
+    if let Some((mirror, _)) = route.mirror.as_ref().filter(|_| proxied) {
         step("mirror", format!("{} to {}", mirror.percent, target(snapshot, &resolve::Target::Upstream(mirror.upstream.clone()))));
     }
     step("target", target(snapshot, &route.target));
@@ -155,7 +156,9 @@ fn target(snapshot: &Snapshot, target: &resolve::Target) -> String {
         resolve::Target::Split(split) => {
             let branches: Vec<String> =
                 split.to.iter().map(|branch| format!("{} x {}", branch.weight, endpoints(&branch.upstream))).collect();
-            format!("split {}", branches.join(", "))
+            let by: Vec<String> = split.by.iter().map(ToString::to_string).collect();
+            let by = if by.is_empty() { String::new() } else { format!(" by {}", by.join(", ")) };
+            format!("split {}{by}", branches.join(", "))
         }
         resolve::Target::Aggregate(aggregate) => {
             let parts: Vec<String> =
@@ -164,5 +167,58 @@ fn target(snapshot: &Snapshot, target: &resolve::Target) -> String {
         }
         resolve::Target::Respond(respond) => format!("respond {}", respond.status),
         resolve::Target::Redirect(redirect) => format!("redirect {} {}", redirect.status, redirect.to),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    /// What `explain` says about the route of this path.
+    fn explained(yaml: &str, path: &str) -> String {
+        let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+        std::fs::write(file.path(), yaml).unwrap();
+        let cli = Cli::try_parse_from(["tollgate", "--config", file.path().to_str().unwrap(), "explain", "GET", path]).unwrap();
+        let Some(Command::Explain(request)) = cli.command else { panic!("not explain") };
+        let snapshot = compiled(&cli.options).unwrap_or_else(|reports| panic!("{reports:?}"));
+        let asked = Asked::read(&request, &snapshot).unwrap();
+        let (path, query) = (asked.target.path(), asked.target.query());
+        let query = Query { host: asked.host.name(), path, query, method: &asked.method, headers: &asked.headers };
+        render(&snapshot, &asked, &query).0
+    }
+
+    #[test]
+    fn every_kind_of_target_and_a_mirror_are_shown() {
+        let yaml = "
+listeners: [{ address: '127.0.0.1:0' }]
+upstreams: { a: { endpoints: [http://127.0.0.1:1] }, b: { endpoints: [http://127.0.0.1:2] } }
+routes:
+  - match: { prefix: / }
+    mirror: { upstream: b, percent: 10% }
+    routes:
+      - { match: /one, upstream: a }
+      - { match: /split, split: { by: [cookie:session, ip], to: [{ upstream: a, weight: 9 }, { upstream: b, weight: 1 }] } }
+      - match: /many
+        aggregate: { parts: [{ name: x, upstream: a, path: /x }, { name: y, upstream: b, path: '/y/{parts.x.id}', method: POST }] }
+";
+        let shown = |path| explained(yaml, path);
+        for (path, lines) in [
+            ("/one", ["mirror        10% to upstream b (http://127.0.0.1:2)", "target        upstream a (http://127.0.0.1:1)"]),
+            (
+                "/split",
+                [
+                    "mirror        10% to upstream b (http://127.0.0.1:2)",
+                    "target        split 9 x a (http://127.0.0.1:1), 1 x b (http://127.0.0.1:2) by cookie:session, ip",
+                ],
+            ),
+            ("/many", ["idle_timeout", "target        aggregate x = GET /x of a, y = POST /y/{parts.x.id} of b"]),
+        ] {
+            let text = shown(path);
+            assert!(lines.iter().all(|line| text.contains(line)), "{text}");
+        }
+        assert!(!shown("/many").contains("mirror "), "an aggregate is not copied");
     }
 }

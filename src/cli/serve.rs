@@ -33,6 +33,7 @@ fn run(options: &Options, source: Source, started: impl FnOnce() -> io::Result<(
         watch: true,
         inherited: crate::activation::sockets().into(),
         middleware: Vec::new(),
+        resolver: None,
         http2_ping: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -140,7 +140,7 @@ pub struct Retry {
     pub attempts: u32,
     /// What is retried: `connect`, `reset`, `timeout`, or a status such as `503`.
     pub when: Vec<RetryOn>,
-    /// Longest single attempt.
+    /// Longest single attempt, not counting the upload of the request.
     pub per_try_timeout: Option<Duration>,
     /// Base of the jittered wait between tries.
     pub backoff: Duration,
@@ -358,7 +358,7 @@ pub struct Part {
     /// Method of the call.
     #[serde(default = "Part::default_method")]
     pub method: String,
-    /// Template of path and query.
+    /// Template of path and query; `{parts.NAME.key}` is a value out of another part, for which it waits.
     pub path: String,
     /// Longest wait for it; default is the route's.
     #[serde(default)]

@@ -72,10 +72,11 @@ pub struct Endpoint {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Discover {
-    /// `[https://]NAME:PORT`: every A/AAAA address is an endpoint.
+    /// `[https://]NAME:PORT`: every A/AAAA address is an endpoint. Or a service, `[https://]_SERVICE._tcp.NAME`: every address of its SRV
+    /// records is one, with the records' ports, weights and priorities.
     #[serde(default)]
     pub dns: Option<String>,
-    /// How often names are looked up again (±10 %).
+    /// Longest time between two look-ups (±10 %); a shorter TTL is followed, down to 1 s.
     #[serde(default = "Discover::default_refresh")]
     pub refresh: Duration,
     /// Not supported yet.
@@ -90,6 +91,14 @@ pub struct Discover {
     /// Not supported yet.
     #[serde(default)]
     pub registry: Option<serde_json::Value>,
+}
+
+/// Whether a name is one of a service that has SRV records (RFC 2782): `_SERVICE._tcp.NAME`.
+pub fn is_service(name: &str) -> bool {
+    let mut labels = name.splitn(3, '.');
+    labels.next().is_some_and(|service| service.len() > 1 && service.starts_with('_'))
+        && labels.next().is_some_and(|protocol| protocol.eq_ignore_ascii_case("_tcp"))
+        && labels.next().is_some_and(|name| !name.is_empty())
 }
 
 impl Discover {

@@ -13,8 +13,7 @@ use http::{HeaderMap, HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::Reason;
-use crate::gateway::route::Route;
-use crate::gateway::snapshot::Snapshot;
+use crate::gateway::view::{RouteHandle, View};
 use crate::http::body::ClientBody;
 use crate::http::clock::{Clock, Phase};
 use crate::http::connection::ConnectionState;
@@ -210,9 +209,9 @@ pub struct Finish {
     /// The worker it ran on.
     pub worker: usize,
     /// The snapshot it ran on.
-    pub snapshot: Arc<Snapshot>,
+    pub snapshot: Arc<View>,
     /// Its route.
-    pub route: Option<Arc<Route>>,
+    pub route: Option<RouteHandle>,
     /// When its head was complete.
     pub started: Instant,
     /// Protocol version of the request.

@@ -50,9 +50,13 @@ pub(super) fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request:
         }
     }
     let form = if cx.websocket.is_some() { TargetForm::Origin } else { check_target(&head.method, &head.uri).map_err(bad)? };
-    ex.host = host(head.version, &head.headers, &head.uri).map_err(bad)?;
+    ex.host = match &cx.state {
+        Some(state) => state.host(head),
+        None => host(head.version, &head.headers, &head.uri),
+    }
+    .map_err(bad)?;
     cx.expects_continue = seen.expect() && head.headers.remove(EXPECT).is_some();
-    let hop = remove_hop_by_hop(&mut head.headers);
+    let hop = remove_hop_by_hop(&mut head.headers, seen);
     cx.te_trailers = hop.te_trailers || head.version == Version::HTTP_2;
     if cx.websocket.as_ref().is_some_and(|(websocket, _)| !websocket.extended) {
         // Stays visible for header conditions of routes.

@@ -21,6 +21,7 @@ use crate::gateway::check::check;
 use crate::gateway::ending::Ending;
 use crate::gateway::route::Route;
 use crate::gateway::snapshot::Snapshot;
+use crate::gateway::view::{RouteHandle, View};
 use crate::http::body::ClientBody;
 use crate::http::client_addr::{client_address, unmap};
 use crate::http::clock::Clock;
@@ -43,7 +44,7 @@ pub struct Inbound {
     /// The worker the connection is on.
     pub worker: usize,
     /// The configuration the request runs on to its end.
-    pub snapshot: Arc<Snapshot>,
+    pub snapshot: Arc<View>,
     /// Facts about the connection.
     pub connection: Arc<Connection>,
     /// The clock of the connection (HTTP/1) or stream (HTTP/2).
@@ -54,12 +55,14 @@ pub struct Inbound {
     pub ending: Arc<Ending>,
     /// The byte stream of an HTTP/1 connection, for a request that asks for an upgrade.
     pub upgrading: Option<Upgrading>,
+    /// Which special fields the request has, if that was seen when it was read.
+    pub survey: Option<Survey>,
 }
 
 /// What travels beside the [`Exchange`].
 pub struct Context<'a> {
     /// The configuration.
-    pub snapshot: &'a Arc<Snapshot>,
+    pub snapshot: &'a Arc<View>,
     /// The clock of the request.
     pub clock: Arc<Clock>,
     /// State of an HTTP/1 connection.
@@ -144,7 +147,7 @@ enum Scope {
     /// `headers` and `cors` of `defaults`: no route.
     Fallback,
     /// The route's.
-    Route(Arc<Route>),
+    Route(RouteHandle),
 }
 
 type Outcomes = (Result<Answer, Box<Refusal>>, Scope);
@@ -196,7 +199,7 @@ async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<Respon
     let trusted = !snapshot.trusted.is_empty() && snapshot.trusted.contains(unmap(inbound.connection.peer.ip()));
     let mut ex = exchange(&inbound, &head, now, trusted);
     let pending = Pending::new(finish(&inbound, &ex, &head));
-    let seen = Survey::of(&head.headers);
+    let seen = inbound.survey.unwrap_or_else(|| Survey::of(&head.headers));
     let mut cx = Context {
         snapshot: &snapshot,
         clock: inbound.clock,
@@ -351,7 +354,7 @@ fn find(
     headers: &HeaderMap,
     method: &Method,
     preflight: Option<&Method>,
-) -> Result<Arc<Route>, Box<Refusal>> {
+) -> Result<RouteHandle, Box<Refusal>> {
     let snapshot = cx.snapshot;
     let query = |method| Query { host: ex.host.name(), path: ex.target.path(), query: ex.target.query(), method, headers };
     if let Some(asked) = preflight

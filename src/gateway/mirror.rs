@@ -18,6 +18,7 @@ use crate::gateway::handle::Context;
 use crate::gateway::route::Route;
 use crate::gateway::target::{UpstreamHandle, hash_of};
 use crate::http::body::{BodyFailure, BoxedBody, RequestBody};
+use crate::http::copied::Copied;
 use crate::http::{Exchange, grpc_web};
 use crate::targets::mirror::{Mirror, Place, Room};
 use crate::telemetry::metrics::{Mirrored, RouteMetrics};
@@ -65,7 +66,7 @@ struct Copy {
     target: PathAndQuery,
     headers: HeaderMap,
     host: Option<HeaderValue>,
-    body: Option<oneshot::Receiver<Bytes>>,
+    body: Option<oneshot::Receiver<Copied>>,
     grpc_web: Option<grpc_web::Call>,
     hash: Option<u64>,
     needs_h2: bool,
@@ -115,7 +116,7 @@ impl Copy {
         let body = match self.body {
             None => CallBody::Empty,
             Some(body) => match body.await {
-                Ok(bytes) => call_body(bytes, self.grpc_web),
+                Ok(copied) => call_body(copied, self.grpc_web),
                 // It was too long, or never complete.
                 Err(_) => return Mirrored::Skipped,
             },
@@ -157,9 +158,15 @@ impl Copy {
     }
 }
 
-fn call_body(bytes: Bytes, grpc_web: Option<grpc_web::Call>) -> CallBody {
-    let Some(call) = grpc_web else { return if bytes.is_empty() { CallBody::Empty } else { CallBody::Full(bytes) } };
-    let adapted = grpc_web::RequestBody::new(call, RequestBody::Full(bytes)).map_err(|error| match error {
+fn call_body(copied: Copied, grpc_web: Option<grpc_web::Call>) -> CallBody {
+    let Some(call) = grpc_web else {
+        return match copied {
+            Copied { bytes, trailers: None } if bytes.is_empty() => CallBody::Empty,
+            Copied { bytes, trailers: None } => CallBody::Full(bytes),
+            Copied { trailers: Some(_), .. } => CallBody::once(BoxedBody(Box::pin(copied))),
+        };
+    };
+    let adapted = grpc_web::RequestBody::new(call, RequestBody::Full(copied.bytes)).map_err(|error| match error {
         grpc_web::Error::Body(failure) => failure,
         grpc_web::Error::Base64 => BodyFailure::Client,
     });

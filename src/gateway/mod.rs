@@ -15,9 +15,11 @@ pub mod status;
 pub mod target;
 pub mod tunnel;
 mod tunnel_side;
+pub mod view;
 
 pub use custom::Middleware;
 pub use ending::Ending;
 pub use handle::{Inbound, handle};
 pub use shared::Shared;
 pub use snapshot::{Snapshot, compile, compile_and};
+pub use view::View;

@@ -149,6 +149,22 @@ pub struct UpstreamStatus {
     pub breaker: BreakerStatus,
     /// The endpoints, in written order.
     pub endpoints: Vec<EndpointStatus>,
+    /// The last look-up of each name; left out where there is none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lookups: Vec<LookupStatus>,
+}
+
+/// The last look-up of a name.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct LookupStatus {
+    /// What was looked up.
+    pub name: String,
+    /// When.
+    pub at: String,
+    /// Whether all of it was found.
+    pub ok: bool,
+    /// Why it was not; what was found before stays in use.
+    pub error: Option<String>,
 }
 
 /// State of a breaker.
@@ -177,6 +193,10 @@ pub struct EndpointStatus {
     pub ewma_ms: Option<f64>,
     /// Failed attempts in a row.
     pub consecutive_errors: u32,
+    /// Why it gets no requests; `null` if it may.
+    pub why: Option<String>,
+    /// How often it was ejected.
+    pub ejections: u64,
     /// When its ejection ends.
     pub ejected_until: Option<String>,
     /// The last health check; all `null` if there was none.
@@ -269,7 +289,8 @@ mod tests {
             serde_json::to_value(upstream).unwrap(),
             json!({"name": "", "balance": "", "panic": false, "breaker": {"mode": "", "drop": 0.0},
                 "endpoints": [{"id": "", "weight": 0, "state": "", "in_flight": 0, "connections": {"open": 0, "idle": 0},
-                    "ewma_ms": null, "consecutive_errors": 0, "ejected_until": null, "last_check": {"at": null, "ok": null, "error": null}}]})
+                    "ewma_ms": null, "consecutive_errors": 0, "why": null, "ejections": 0, "ejected_until": null,
+                    "last_check": {"at": null, "ok": null, "error": null}}]})
         );
     }
 }

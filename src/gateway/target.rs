@@ -239,7 +239,10 @@ impl Route {
         if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
             entry.parts = outcome.parts;
         }
-        outcome.answer.map(Answer::full)
+        outcome.answer.map(|(head, body)| match body.whole() {
+            Ok(bytes) => Answer::full((head, bytes)),
+            Err(chunks) => Answer::new(head, Source::Adapted(Box::pin(chunks.map_err(|never| match never {})))),
+        })
     }
 }
 
@@ -318,11 +321,12 @@ pub(super) fn answer_of(response: Response<UpstreamBody>, cx: &Context<'_>, dead
 
 /// Framing and hop-by-hop fields are this hop's to make.
 fn clean_head(parts: &mut response::Parts, cx: &Context<'_>) {
-    if !cx.te_trailers && Survey::of(&parts.headers).trailer() {
+    let seen = Survey::of(&parts.headers);
+    if !cx.te_trailers && seen.trailer() {
         parts.headers.remove(TRAILER);
     }
-    remove_hop_by_hop(&mut parts.headers);
-    if parts.status == StatusCode::NO_CONTENT {
+    remove_hop_by_hop(&mut parts.headers, seen);
+    if parts.status == StatusCode::NO_CONTENT && seen.content_length() {
         parts.headers.remove(CONTENT_LENGTH);
     }
     parts.version = Version::HTTP_11;

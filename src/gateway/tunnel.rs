@@ -9,6 +9,7 @@ use crate::gateway::route::Route;
 use crate::gateway::target::{Outgoing, UpstreamHandle, answer_of, note, refusal_of};
 use crate::gateway::tunnel_side::{LINGER, Sides};
 use crate::http::Exchange;
+use crate::http::headers::{Survey, remove_hop_by_hop};
 use crate::http::upgrade::Upgrading;
 use crate::upstream::Attempt;
 use crate::upstream::call::{Call, CallBody, Limit, Trace};
@@ -65,7 +66,8 @@ pub(super) async fn open(
         Opened::Tunnel(response, attempt) => {
             let (mut parts, upstream) = response.into_parts();
             parts.extensions.clear();
-            crate::http::headers::remove_hop_by_hop(&mut parts.headers);
+            let survey = Survey::of(&parts.headers);
+            remove_hop_by_hop(&mut parts.headers, survey);
             parts.version = http::Version::HTTP_11;
             websocket.prepare_response(&mut parts.status, &mut parts.headers);
             let opening = Opening {

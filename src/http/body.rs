@@ -14,6 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 
 use crate::http::clock::Clock;
+use crate::http::copied::Copied;
 use crate::http::incoming::Incoming;
 
 /// Longest body that is kept for another attempt.
@@ -84,7 +85,7 @@ struct State {
 /// Collects the bytes of a body for somebody else.
 struct Copy {
     bytes: Vec<u8>,
-    to: oneshot::Sender<Bytes>,
+    to: oneshot::Sender<Copied>,
 }
 
 #[derive(Default)]
@@ -150,7 +151,7 @@ impl ClientBody {
 
     /// A copy of the body, there as soon as the client has sent all of it. It fails if that never happens, or if the body is longer than
     /// [`REPLAY_LIMIT`]; `None` if that is known already. Only for a body of which nothing was read yet.
-    pub fn copy(&self) -> Option<oneshot::Receiver<Bytes>> {
+    pub fn copy(&self) -> Option<oneshot::Receiver<Copied>> {
         let mut state = self.lock();
         if state.started || state.length.is_some_and(|length| length > REPLAY_LIMIT as u64) {
             return None;
@@ -333,7 +334,7 @@ impl Attempt {
         if state.ended {
             if let Some(Copy { bytes, to }) = state.copy.take() {
                 // Whoever wanted it may be gone.
-                let _ = to.send(bytes.into());
+                let _ = to.send(Copied { bytes: bytes.into(), trailers: state.trailers.clone() });
             }
             self.body.clock.request_body_ended(Instant::now());
             self.ended = state.trailers.is_none() || self.trailers_sent;

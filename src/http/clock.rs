@@ -233,6 +233,14 @@ impl Clock {
         Some(now + Duration::from_nanos(ended.saturating_add(timeout).saturating_sub(nanos(now))))
     }
 
+    /// `span` after `from`, or after the end of the request body if that was later; `None` while the body is open.
+    pub fn after_body(&self, from: Instant, span: Duration, now: Instant) -> Option<Instant> {
+        let ended = self.body_ended.load(Relaxed);
+        // Instants cannot be made of numbers, only moved.
+        let since_end = Duration::from_nanos(nanos(now).saturating_sub(ended));
+        (ended != NEVER).then(|| from.max(now.checked_sub(since_end).unwrap_or(from)) + span)
+    }
+
     /// Earliest time at which anything could be over, from what is known without reading the clock.
     pub(super) fn earliest(&self) -> u64 {
         let since = self.since.load(Relaxed);
@@ -394,6 +402,19 @@ mod tests {
         assert!(matches!(clock.judge(now + 64 * SECOND), Verdict::Wait(_)));
         assert!(matches!(clock.judge(now + 65 * SECOND), Verdict::Expire));
         assert_eq!(clock.expired(), Some(Expired::Timeout));
+    }
+
+    #[test]
+    fn a_span_counts_from_the_end_of_the_body_or_from_its_own_start_whichever_is_later() {
+        let now = Instant::now();
+        let clock = clock(Phase::Head, now);
+        clock.request_started(now, true);
+        assert_eq!(clock.after_body(now, SECOND, now + 60 * SECOND), None, "still open");
+        clock.request_body_ended(now + 60 * SECOND);
+        for later in [60, 61, 600] {
+            assert_eq!(clock.after_body(now, SECOND, now + later * SECOND), Some(now + 61 * SECOND));
+            assert_eq!(clock.after_body(now + 70 * SECOND, SECOND, now + later * SECOND), Some(now + 71 * SECOND));
+        }
     }
 
     #[test]

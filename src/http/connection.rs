@@ -1,9 +1,14 @@
 //! What the parts of one HTTP/1 connection share.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use ::http::header::HOST;
+use ::http::request;
+
+use super::Host;
 use super::clock::Clock;
+use super::target::host;
 
 /// What the connection's parts share: its socket, its service and its watcher. All on one task, so nothing here is contended.
 #[derive(Debug)]
@@ -16,6 +21,8 @@ pub struct ConnectionState {
     pub linger: AtomicBool,
     /// What counts the connection; a tunnel keeps it when HTTP is over.
     pub hold: OnceLock<Arc<dyn std::any::Any + Send + Sync>>,
+    /// The host of the last request: nearly always that of the next, too.
+    host: Mutex<Option<Host>>,
 }
 
 impl AsRef<Clock> for ConnectionState {
@@ -27,6 +34,24 @@ impl AsRef<Clock> for ConnectionState {
 impl ConnectionState {
     /// State of a new connection.
     pub fn new(clock: Arc<Clock>) -> Self {
-        Self { clock, abort: AtomicBool::new(false), linger: AtomicBool::new(false), hold: OnceLock::new() }
+        Self { clock, abort: AtomicBool::new(false), linger: AtomicBool::new(false), hold: OnceLock::new(), host: Mutex::default() }
+    }
+
+    /// [`host`] of a request of this connection.
+    ///
+    /// # Errors
+    /// Those of [`host`].
+    pub fn host(&self, head: &request::Parts) -> Result<Host, &'static str> {
+        let mut lines = head.headers.get_all(HOST).iter();
+        let (Some(line), None, None) = (lines.next(), lines.next(), head.uri.authority()) else {
+            return host(head.version, &head.headers, &head.uri);
+        };
+        let mut last = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(host) = last.as_ref().filter(|host| host.authority.as_ref() == Some(line)) {
+            return Ok(host.clone());
+        }
+        let host = host(head.version, &head.headers, &head.uri)?;
+        *last = Some(host.detached());
+        Ok(host)
     }
 }

@@ -71,6 +71,12 @@ impl Host {
     pub fn new(authority: Option<HeaderValue>, lower: HeaderValue, range: Range<usize>) -> Self {
         Self { authority, lower, range }
     }
+    /// The same in memory of its own, to be kept for longer than the request it came with.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        let own = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
+        Self { authority: self.authority.as_ref().map(own), lower: own(&self.lower), range: self.range.clone() }
+    }
     /// Lower case, without port and final dot; empty if the client named none.
     pub fn name(&self) -> &str {
         std::str::from_utf8(&self.lower.as_bytes()[self.range.clone()]).unwrap_or_default()

@@ -4,6 +4,7 @@ pub mod body;
 pub mod client_addr;
 pub mod clock;
 pub mod connection;
+pub mod copied;
 pub mod exchange;
 pub mod fetch;
 pub mod grpc;

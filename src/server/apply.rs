@@ -14,6 +14,7 @@ use crate::config::load::{self, Loaded, Source};
 use crate::config::problem::Report;
 use crate::config::watch::Watcher;
 use crate::config::{At, Problems};
+use crate::discovery::Dns;
 use crate::gateway::shared::contents;
 use crate::gateway::snapshot::ListenerSpec;
 use crate::gateway::status::ReloadOutcome;
@@ -243,7 +244,7 @@ impl Core {
         }
         lock(&self.last).restart_needed = restart_needed;
         let mut applied = lock(&self.applied);
-        self.state.snapshot.store(Arc::clone(snapshot));
+        self.state.serve(snapshot);
         self.state.shared.serve_log(&snapshot.config.log, &snapshot.access_log);
         self.state.closed.notify_one();
         self.apply_listeners(snapshot, &mut applied, sockets.listeners);
@@ -349,7 +350,7 @@ impl Core {
     /// Checks, look-ups and key fetches of the new configuration replace those of the old one.
     fn apply_background(&self, snapshot: &Snapshot, applied: &mut Applied) {
         let _control = self.control.enter();
-        let resolver: Arc<dyn crate::discovery::Resolver> = Arc::new(crate::discovery::System);
+        let resolver = self.options.resolver.clone().unwrap_or_else(|| Arc::new(Dns::default()));
         let started = snapshot.upstreams.values().map(|handle| handle.upstream.start(tls_for(handle), Arc::clone(&resolver))).collect();
         applied.background = started;
         let observer: Arc<dyn auth::Observer> = Arc::new(AuthWatcher { metrics: Arc::clone(self.metrics()) });

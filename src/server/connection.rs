@@ -41,7 +41,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FIRST_READ: usize = 2048;
 /// HTTP/2 windows: a slow reader stops the upstream at about this much.
 const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// The windows of all streams together have room in that of the connection: else uploads that wait for a slow upstream would stop the others.
+const LEAST_CONNECTION_WINDOW: u32 = 1 << 20;
+const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// Bytes of one stream that wait to be written.
 const SEND_BUFFER: usize = 64 << 10;
 /// The protocol library's own limit on heads is the backstop behind ours, which answers with a body.
@@ -202,12 +204,13 @@ impl Session {
     pub(super) fn inbound(&self, clock: Arc<Clock>, state: Option<Arc<ConnectionState>>) -> Inbound {
         Inbound {
             worker: self.worker,
-            snapshot: self.state.snapshot.load_full(),
+            snapshot: self.state.view(self.worker),
             connection: Arc::clone(&self.connection),
             clock,
             state,
             ending: Arc::clone(&self.ending),
             upgrading: None,
+            survey: None,
         }
     }
 
@@ -236,10 +239,9 @@ impl Session {
         let mut heard = false;
         let end = poll_fn(|cx| {
             // Looked at once, to be woken, and then only when there is news: this runs several times a request.
-            if !std::mem::replace(&mut heard, true) || draining.load(Relaxed) {
-                if cut.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(None);
-                }
+            let look = !std::mem::replace(&mut heard, true) || draining.load(Relaxed);
+            if look && cut.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
             }
             watched.as_mut().poll(cx).map(Some)
         })
@@ -288,7 +290,7 @@ impl Session {
             .timer(TokioTimer::new())
             .max_concurrent_streams(snapshot.max_streams)
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(snapshot.max_streams.saturating_mul(STREAM_WINDOW).clamp(LEAST_CONNECTION_WINDOW, MAX_WINDOW))
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(u32::try_from(snapshot.max_header_size.saturating_mul(BACKSTOP)).unwrap_or(u32::MAX))
             .keep_alive_interval(self.state.shared.http2_ping)

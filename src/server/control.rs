@@ -10,12 +10,13 @@ use crate::config::At;
 use crate::config::route::Match;
 use crate::config::{effective_json, resolve};
 use crate::gateway::status::{
-    BreakerStatus, CheckStatus, ConfigStatus, ConnectionStatus, EndpointStatus, Info, LastReload, ListenerStatus, Ready, ReloadOutcome,
-    RouteStatus, TargetStatus, UpstreamStatus,
+    BreakerStatus, CheckStatus, ConfigStatus, ConnectionStatus, EndpointStatus, Info, LastReload, ListenerStatus, LookupStatus, Ready,
+    ReloadOutcome, RouteStatus, TargetStatus, UpstreamStatus,
 };
 use crate::server::apply::{Core, is_draining, lock};
 use crate::telemetry::time::rfc3339;
 use crate::units;
+use crate::upstream::endpoint::LastCheck;
 
 /// Longest wait for the first round of checks before the gateway calls itself ready.
 const STARTING: Duration = Duration::from_secs(5);
@@ -159,6 +160,10 @@ fn target_status(target: &resolve::Target) -> TargetStatus {
     TargetStatus { kind, upstream }
 }
 
+fn lookup_status((name, last): (String, LastCheck)) -> LookupStatus {
+    LookupStatus { name, at: rfc3339(last.at), ok: last.ok, error: last.error.map(|error| error.to_string()) }
+}
+
 fn upstream_status(upstream: crate::upstream::UpstreamSnapshot) -> UpstreamStatus {
     let endpoints = upstream.endpoints.into_iter().map(|endpoint| {
         let (open, idle) = endpoint.endpoint.pool.counts();
@@ -171,6 +176,8 @@ fn upstream_status(upstream: crate::upstream::UpstreamSnapshot) -> UpstreamStatu
             connections: ConnectionStatus { open: open as u64, idle: idle as u64 },
             ewma_ms: Some(endpoint.ewma_ms),
             consecutive_errors: endpoint.consecutive_errors,
+            why: endpoint.why,
+            ejections: endpoint.endpoint.pool.metrics().ejections(),
             ejected_until: endpoint.ejected_until.map(rfc3339),
             last_check: CheckStatus {
                 at: check.as_ref().map(|check| rfc3339(check.at)),
@@ -185,5 +192,6 @@ fn upstream_status(upstream: crate::upstream::UpstreamSnapshot) -> UpstreamStatu
         panic: upstream.panic,
         breaker: BreakerStatus { mode: upstream.breaker_mode, drop: upstream.breaker_drop },
         endpoints: endpoints.collect(),
+        lookups: upstream.lookups.into_iter().map(lookup_status).collect(),
     }
 }

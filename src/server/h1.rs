@@ -125,9 +125,9 @@ impl<'a> Http1<'a> {
         } else {
             format!("The request head cannot be read: {error}.")
         };
-        let (mut parts, bytes) = refuse_unread(&self.session.snapshot(), &Refusal::new(reason, detail));
+        let (parts, bytes) = refuse_unread(&self.session.snapshot(), &Refusal::new(reason, detail));
         let mut out = Outbox::default();
-        refuse(&mut parts, &bytes, &mut out.front);
+        refuse(&parts, &bytes, &mut out);
         self.state.linger.store(true, Relaxed);
         // The client may be gone already, which is fine with us.
         let _ = poll_fn(|cx| self.wire.poll_write(cx, &mut out)).await;
@@ -152,6 +152,7 @@ impl<'a> Http1<'a> {
         let mut inbound = self.session.inbound(Arc::clone(&self.state.clock), Some(Arc::clone(&self.state)));
         // A reload may have changed them.
         self.state.clock.set_timeouts(inbound.snapshot.timeouts);
+        inbound.survey = Some(head.survey);
         let tunnel = self.offer_tunnel(&head, &mut inbound);
         let Some(request) = request(head, body) else {
             let kind = self.refuse(ParseError::BadTarget, false).await;
@@ -185,10 +186,10 @@ impl<'a> Http1<'a> {
 
     /// Writes an answer.
     async fn respond(&self, response: Response<ResponseBody>, asked: &Asked, tunnel: Option<oneshot::Sender<BoxedStream>>) -> Next {
-        let (mut parts, body) = response.into_parts();
+        let (parts, body) = response.into_parts();
         let mut out = Outbox::default();
         out.front.extend_from_slice(self.wire.answer_begins());
-        let (mut ending, keep_alive) = begin(&mut parts, &body, asked, &mut out);
+        let (mut ending, keep_alive) = begin(&parts, &body, asked, &mut out);
         let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
         drop(parts);
         let mut body = Writing { body, ended: false, cut: false };

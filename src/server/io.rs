@@ -100,14 +100,6 @@ impl ClientIo {
         self.replayed = 0;
     }
 
-    /// Whether a read would find something; if not, the task is woken when it might. TLS cannot say before it has decrypted.
-    pub fn may_be_readable(&self, cx: &mut Context<'_>) -> bool {
-        match &self.transport {
-            Transport::Plain(tcp) => self.replayed < self.prefix.len() || tcp.poll_read_ready(cx).is_ready(),
-            Transport::Tls(_) => true,
-        }
-    }
-
     /// An answer can be out of our hands while much of it waits to be written: a slow client that takes it is not idle.
     fn note_block(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_pending() {

@@ -17,13 +17,14 @@ use crate::config::Config;
 use crate::config::load::Source;
 use crate::config::problem::Report;
 use crate::config::server::Workers;
+use crate::discovery::Resolver;
 use crate::gateway::status::ReloadOutcome;
 use crate::gateway::{Middleware, Shared, compile};
 use crate::server::acceptor::Acceptor;
 use crate::server::apply::{Core, GRACE, bind_new, load_source, lock, notify};
 use crate::server::listener::Stage;
 use crate::server::per_ip::PerIp;
-use crate::server::worker::{State, Worker};
+use crate::server::worker::{Seen, State, Worker};
 use crate::telemetry::{events, sd_notify};
 use arc_swap::ArcSwap;
 use std::net::{SocketAddr, TcpListener};
@@ -49,6 +50,8 @@ pub struct Options {
     pub inherited: Arc<[TcpListener]>,
     /// Own steps in every route's chain, in order; see [`Middleware`].
     pub middleware: Vec<Arc<dyn Middleware>>,
+    /// Where the names of upstreams are looked up; without it as the system has it set up, see [`Dns`](crate::discovery::Dns).
+    pub resolver: Option<Arc<dyn Resolver>>,
     /// How often HTTP/2 peers with open streams are pinged; `None` is every 30 s. Who does not answer within half of it is gone.
     pub http2_ping: Option<Duration>,
 }
@@ -101,7 +104,7 @@ impl ControlThread {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             runtime.block_on(stopped.notified());
-            // Look-ups on blocking threads may take long; nobody waits for them any more.
+            // Files on blocking threads may take long; nobody waits for them any more.
             runtime.shutdown_background();
         })?;
         Ok(Self { handle, stop, thread: Some(thread) })
@@ -152,6 +155,7 @@ impl Server {
         let snapshot = Arc::new(snapshot);
         let state = Arc::new(State {
             snapshot: ArcSwap::new(Arc::clone(&snapshot)),
+            views: (0..count).map(|_| Seen::new(&snapshot)).collect(),
             shared,
             connections: AtomicUsize::new(0),
             closed: Notify::new(),

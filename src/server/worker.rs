@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, mpsc};
 
-use crate::gateway::{Shared, Snapshot};
+use crate::gateway::{Shared, Snapshot, View};
 use crate::server::connection;
 use crate::server::listener::Listener;
 use crate::server::per_ip::PerIp;
@@ -22,6 +22,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 pub struct State {
     /// The configuration that serves.
     pub snapshot: ArcSwap<Snapshot>,
+    /// The same, for each worker's requests.
+    pub views: Box<[Seen]>,
     /// State that outlives it.
     pub shared: Arc<Shared>,
     /// Open client connections.
@@ -30,6 +32,36 @@ pub struct State {
     pub closed: Notify,
     /// Connections by client address.
     pub per_ip: PerIp,
+}
+
+impl State {
+    /// Makes `snapshot` the one that serves.
+    pub fn serve(&self, snapshot: &Arc<Snapshot>) {
+        self.snapshot.store(Arc::clone(snapshot));
+        for view in &self.views {
+            view.0.store(View::new(snapshot));
+        }
+    }
+
+    /// What the requests of a worker see of the configuration.
+    pub fn view(&self, worker: usize) -> Arc<View> {
+        match self.views.get(worker) {
+            Some(view) => view.0.load_full(),
+            // Workers are numbered from 0 to their count.
+            None => View::new(&self.snapshot.load()),
+        }
+    }
+}
+
+/// One worker's view, on cache lines of its own.
+#[repr(align(128))]
+pub struct Seen(ArcSwap<View>);
+
+impl Seen {
+    /// The view of a worker that starts with `snapshot`.
+    pub fn new(snapshot: &Arc<Snapshot>) -> Self {
+        Self(ArcSwap::new(View::new(snapshot)))
+    }
 }
 
 /// A connection on its way to a worker.

@@ -198,6 +198,47 @@ mod tests {
         }
 
         #[test]
+        fn keys_move_only_towards_branches_that_grew_more(
+            before in prop::collection::vec(0_u32..100, 2..5), after in prop::collection::vec(0_u32..100, 5),
+        ) {
+            let after = &after[..before.len()];
+            prop_assume!(before.iter().any(|w| *w > 0) && after.iter().any(|w| *w > 0));
+            let (one, two) = (split(&named(&before)), split(&named(after)));
+            for n in 0..300_u32 {
+                let key = n.to_be_bytes();
+                let (old, new) = (one.choose(0, Some(&key)), two.choose(0, Some(&key)));
+                // after[new] / before[new] > after[old] / before[old]
+                let (gain, loss) = (u64::from(after[new]) * u64::from(before[old]), u64::from(after[old]) * u64::from(before[new]));
+                prop_assert!(new == old || gain > loss, "{before:?} to {after:?} moved a key from {old} to {new}");
+            }
+        }
+
+        #[test]
+        fn one_changed_weight_moves_as_many_keys_as_its_share_changes(
+            weights in prop::collection::vec(1_u32..50, 2..5), which: prop::sample::Index, new in 0_u32..100,
+        ) {
+            const KEYS: u32 = 3_000;
+            let changed = which.index(weights.len());
+            let mut after = weights.clone();
+            after[changed] = new;
+            let share = |weights: &[u32]| f64::from(weights[changed]) / f64::from(weights.iter().sum::<u32>());
+            let needed = (share(&after) - share(&weights)).abs();
+            let (one, two) = (split(&named(&weights)), split(&named(&after)));
+            let moved = (0..KEYS).filter(|n| one.choose(0, Some(&n.to_be_bytes())) != two.choose(0, Some(&n.to_be_bytes()))).count();
+            // Six standard deviations of a binomial distribution.
+            let spread = 6.0 * (needed * (1.0 - needed) / f64::from(KEYS)).sqrt() + 1.0 / f64::from(KEYS);
+            let moved = f64::from(u32::try_from(moved).unwrap()) / f64::from(KEYS);
+            prop_assert!((moved - needed).abs() <= spread, "{moved} of the keys moved, {needed} had to");
+        }
+
+        #[test]
+        fn weights_that_keep_their_proportions_move_nobody(weights in prop::collection::vec(1_u32..100, 2..5), factor in 2_u32..50) {
+            let scaled: Vec<u32> = weights.iter().map(|weight| weight * factor).collect();
+            let (one, two) = (split(&named(&weights)), split(&named(&scaled)));
+            prop_assert!((0..300_u32).all(|n| one.choose(0, Some(&n.to_be_bytes())) == two.choose(0, Some(&n.to_be_bytes()))));
+        }
+
+        #[test]
         fn a_growing_branch_only_wins_keys(weights in prop::collection::vec(1_u32..100, 2..5), which: prop::sample::Index, more in 1_u32..100) {
             let grown = which.index(weights.len());
             let mut after = weights.clone();

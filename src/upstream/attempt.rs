@@ -82,5 +82,10 @@ impl Drop for Attempt {
         if self.counted {
             self.endpoint.upstream_state().in_flight.fetch_sub(1, Ordering::Relaxed);
         }
+        if self.endpoint.upstream_state().ranks.load(Ordering::Relaxed)
+            && let Some(upstream) = self.endpoint.upstream()
+        {
+            upstream.attempt_ended(&self.endpoint);
+        }
     }
 }

@@ -4,12 +4,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::names::Subject;
 use super::{Address, Endpoint, EndpointSpec, Upstream};
 use crate::config::upstream::Health;
 use crate::discovery::{self, Resolver};
@@ -35,7 +36,8 @@ pub struct Background {
 #[derive(Debug, Default)]
 struct Tasks {
     stopped: AtomicBool,
-    looked_up: AtomicBool,
+    /// Names whose first look-up has not ended.
+    unheard: AtomicUsize,
     supervisor: Mutex<Option<AbortHandle>>,
     checks: Mutex<HashMap<usize, Check>>,
 }
@@ -51,7 +53,7 @@ impl Background {
     /// Whether names were looked up and every endpoint was checked once, as far as there are names and checks.
     pub fn first_round_done(&self) -> bool {
         let checked = |endpoint: &Arc<Endpoint>| endpoint.state.verdict() != Verdict::Unchecked;
-        self.tasks.looked_up.load(Ordering::Acquire)
+        self.tasks.unheard.load(Ordering::Acquire) == 0
             && (self.upstream.rules.health.is_none() || self.upstream.endpoints().iter().all(checked))
     }
 }
@@ -91,8 +93,9 @@ impl Upstream {
         // A new number makes the next look tell the observer what this snapshot thinks.
         self.state.changed();
         self.refresh(Instant::now());
-        let tasks = Arc::new(Tasks::default());
-        let supervisor = tokio::spawn(supervise(self.clone(), tasks.clone(), tls, resolver));
+        let subjects = Subject::all(self);
+        let tasks = Arc::new(Tasks { unheard: AtomicUsize::new(subjects.len()), ..Tasks::default() });
+        let supervisor = tokio::spawn(supervise(self.clone(), tasks.clone(), subjects, tls, resolver));
         *lock(&tasks.supervisor) = Some(supervisor.abort_handle());
         Background { upstream: self.clone(), tasks }
     }
@@ -108,10 +111,11 @@ impl Upstream {
         }
     }
 
-    /// Takes over what discovery found.
-    fn discovered(&self, specs: Vec<EndpointSpec>, now: Instant) {
-        let known: Vec<Arc<str>> = self.endpoints().iter().map(|endpoint| endpoint.id.clone()).collect();
-        if known.iter().eq(specs.iter().map(|spec| &spec.id)) {
+    /// Makes what discovery found the endpoints.
+    pub(super) fn discovered(&self, specs: Vec<EndpointSpec>, now: Instant) {
+        let known = self.endpoints();
+        let known = known.iter().map(|endpoint| (&endpoint.id, endpoint.weight, endpoint.priority));
+        if known.eq(specs.iter().map(|spec| (&spec.id, spec.weight, spec.priority))) {
             return;
         }
         self.replace_members(specs, now);
@@ -134,55 +138,31 @@ impl Upstream {
     }
 }
 
-async fn supervise(upstream: Arc<Upstream>, tasks: Arc<Tasks>, tls: TlsFor, resolver: Arc<dyn Resolver>) {
-    let refresh = upstream.discover.as_ref().map_or(discovery::REFRESH, |discover| discover.refresh);
-    let mut next = Instant::now();
+async fn supervise(upstream: Arc<Upstream>, tasks: Arc<Tasks>, subjects: Vec<Subject>, tls: TlsFor, resolver: Arc<dyn Resolver>) {
     sync_checks(&upstream, &tasks, &tls);
+    // Each by itself, so that one slow name does not keep the others waiting. They end with this task.
+    let mut followed = JoinSet::new();
+    for subject in subjects {
+        followed.spawn(follow(Arc::clone(&upstream), Arc::clone(&tasks), subject, Arc::clone(&tls), Arc::clone(&resolver)));
+    }
     loop {
-        if Instant::now() >= next {
-            look_up(&upstream, &resolver).await;
-            tasks.looked_up.store(true, Ordering::Release);
-            sync_checks(&upstream, &tasks, &tls);
-            next = Instant::now() + discovery::jittered(refresh, random());
-        }
-        tokio::time::sleep(TICK.min(next.saturating_duration_since(Instant::now()))).await;
+        tokio::time::sleep(TICK).await;
         upstream.refresh(Instant::now());
     }
 }
 
-async fn look_up(upstream: &Arc<Upstream>, resolver: &Arc<dyn Resolver>) {
-    if let Some(discover) = &upstream.discover {
-        match discovery::resolve(&**resolver, &discover.name, discover.port).await {
-            Ok(addresses) => {
-                let spec = |address| EndpointSpec::discovered(discover.tls, &discover.name, address);
-                upstream.discovered(addresses.into_iter().map(spec).collect(), Instant::now());
-            }
-            Err(error) => upstream.state.observer.lookup_failed(&upstream.name, &discover.name, &error),
+/// Looks a name up whenever its answer is over.
+async fn follow(upstream: Arc<Upstream>, tasks: Arc<Tasks>, subject: Subject, tls: TlsFor, resolver: Arc<dyn Resolver>) {
+    let (mut first, mut failures) = (true, 0);
+    loop {
+        let pause = subject.look_up(&upstream, &*resolver, &mut failures).await;
+        if std::mem::take(&mut first) {
+            tasks.unheard.fetch_sub(1, Ordering::AcqRel);
         }
-        return;
+        sync_checks(&upstream, &tasks, &tls);
+        upstream.refresh(Instant::now());
+        tokio::time::sleep(discovery::jittered(pause, random())).await;
     }
-    // Together, so that one slow name does not keep the others waiting.
-    let mut lookups = JoinSet::new();
-    for endpoint in upstream.endpoints().iter() {
-        if let Address::Tcp { host, port } = &endpoint.address
-            && host.parse::<std::net::IpAddr>().is_err()
-        {
-            let (upstream, resolver, endpoint) = (upstream.clone(), resolver.clone(), endpoint.clone());
-            let (host, port) = (host.clone(), *port);
-            lookups.spawn(async move {
-                match discovery::resolve(&*resolver, &host, port).await {
-                    Ok(addresses) => {
-                        let first = !endpoint.state.has_addresses();
-                        if endpoint.state.set_addresses(addresses) && first {
-                            upstream.state.changed();
-                        }
-                    }
-                    Err(error) => upstream.state.observer.lookup_failed(&upstream.name, &host, &error),
-                }
-            });
-        }
-    }
-    while lookups.join_next().await.is_some() {}
 }
 
 /// Starts checks of endpoints that have none, and stops those of endpoints that are gone.

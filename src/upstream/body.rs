@@ -19,6 +19,8 @@ use crate::upstream::pool::Lease;
 pub enum Source {
     /// Nowhere any more.
     Ended,
+    /// Memory: all of it came with the head, and the connection is free again.
+    Full(Bytes),
     /// Its HTTP/1.1 connection.
     H1(H1),
     /// A stream of HTTP/2.
@@ -68,13 +70,18 @@ impl UpstreamBody {
     pub(super) fn wrap(response: Response<Source>, lease: Option<Lease>, attempt: Attempt, since: Instant) -> Response<Self> {
         response.map(|source| {
             let mut body = Self { source, lease, attempt: Some(attempt), since, cut: false };
-            if let (Source::H1(connection), Some(lease)) = (&body.source, &body.lease)
-                && let Some(limit) = connection.idle_limit()
-            {
-                lease.pool().learn_idle_timeout(limit);
+            let mut whole = None;
+            if let (Source::H1(connection), Some(lease)) = (&mut body.source, &body.lease) {
+                if let Some(limit) = connection.idle_limit() {
+                    lease.pool().learn_idle_timeout(limit);
+                }
+                whole = connection.take_whole_body();
             }
             if body.is_end_stream() {
                 body.ended();
+            }
+            if let Some(whole) = whole {
+                body.source = Source::Full(whole);
             }
             body
         })
@@ -105,6 +112,11 @@ impl Body for UpstreamBody {
         let this = self.get_mut();
         let frame = match &mut this.source {
             Source::Ended => return Poll::Ready(None),
+            Source::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.source = Source::Ended;
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
             Source::H1(connection) => ready!(connection.poll_body(cx)).map(|frame| frame.map_err(BodyError::H1)),
             Source::H2(incoming) => ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::H2)),
         };
@@ -127,6 +139,7 @@ impl Body for UpstreamBody {
         match &self.source {
             // A body that was cut never looks complete.
             Source::Ended => !self.cut,
+            Source::Full(_) => false,
             Source::H1(connection) => connection.is_body_ended(),
             Source::H2(incoming) => incoming.is_end_stream(),
         }
@@ -135,6 +148,7 @@ impl Body for UpstreamBody {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Ended => SizeHint::with_exact(0),
+            Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::H1(connection) => connection.size_hint(),
             Source::H2(incoming) => incoming.size_hint(),
         }

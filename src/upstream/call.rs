@@ -85,6 +85,16 @@ pub struct Trace {
     pub upstream_time: Option<Duration>,
 }
 
+/// When one step of a call is over, before the whole call is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Deadline {
+    /// At this time.
+    At(Instant),
+    /// So long after the pick of an attempt, or after the end of the request body if that is later: an upload is the client's time, not
+    /// the upstream's.
+    Attempt { picked: Instant, span: Duration },
+}
+
 /// What was over first.
 pub(super) enum Over {
     Total(Expired),
@@ -92,40 +102,71 @@ pub(super) enum Over {
 }
 
 impl Limit<'_> {
-    /// Runs `future` until it ends, the limit is reached, or `per_try` has come.
-    pub(super) async fn run<F: Future>(self, per_try: Option<Instant>, future: F) -> Result<F::Output, Over> {
+    /// When `deadline` is over, as far as it is known: `None` while the request body is open.
+    pub(super) fn end_of(self, deadline: Deadline, now: Instant) -> Option<Instant> {
+        match (deadline, self) {
+            (Deadline::At(at), _) => Some(at),
+            (Deadline::Attempt { picked, span }, Self::Clock(clock)) => clock.after_body(picked, span, now),
+            (Deadline::Attempt { picked, span }, Self::Until(_)) => Some(picked + span),
+        }
+    }
+
+    /// When something could be over at the earliest, but for what the clock tells by itself.
+    fn next_look(self, deadline: Option<Deadline>, now: Instant) -> Option<Instant> {
+        let step = deadline.map(|deadline| match (self.end_of(deadline, now), deadline) {
+            (Some(end), _) | (None, Deadline::At(end)) => end,
+            // The body could end at any moment from now on.
+            (None, Deadline::Attempt { span, .. }) => now + span,
+        });
+        let total = match self {
+            Self::Clock(_) => None,
+            Self::Until(total) => total,
+        };
+        total.into_iter().chain(step).min()
+    }
+
+    fn over(self, deadline: Option<Deadline>, now: Instant) -> Option<Over> {
+        let is_past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        match self {
+            Self::Until(total) if is_past(total) => Some(Over::Total(Expired::Timeout)),
+            Self::Until(_) | Self::Clock(_) => is_past(deadline.and_then(|deadline| self.end_of(deadline, now))).then_some(Over::PerTry),
+        }
+    }
+
+    fn expired(self) -> Option<Over> {
+        match self {
+            Self::Clock(clock) => clock.expired().map(Over::Total),
+            Self::Until(_) => None,
+        }
+    }
+
+    /// Runs `future` until it ends, the limit is reached, or `deadline` has come.
+    pub(super) async fn run<F: Future>(self, deadline: Option<Deadline>, future: F) -> Result<F::Output, Over> {
         let mut future = pin!(future);
-        let (clock, total) = match self {
-            Self::Clock(clock) => (Some(clock), None),
-            Self::Until(total) => (None, total),
-        };
-        let until = match (total, per_try) {
-            (Some(total), Some(per_try)) => Some(total.min(per_try)),
-            (total, per_try) => total.or(per_try),
-        };
-        let Some(until) = until else {
-            return std::future::poll_fn(|cx| {
-                if let Poll::Ready(output) = future.as_mut().poll(cx) {
-                    return Poll::Ready(Ok(output));
-                }
-                match clock.and_then(Clock::expired) {
-                    Some(expired) => Poll::Ready(Err(Over::Total(expired))),
-                    None => Poll::Pending,
-                }
+        let look = if deadline.is_none() && matches!(self, Self::Clock(_)) { None } else { self.next_look(deadline, Instant::now()) };
+        let Some(look) = look else {
+            return std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+                Poll::Ready(output) => Poll::Ready(Ok(output)),
+                Poll::Pending => self.expired().map_or(Poll::Pending, |over| Poll::Ready(Err(over))),
             })
             .await;
         };
-        let mut sleep = pin!(tokio::time::sleep_until(until.into()));
+        let mut sleep = pin!(tokio::time::sleep_until(look.into()));
         std::future::poll_fn(|cx| {
             if let Poll::Ready(output) = future.as_mut().poll(cx) {
                 return Poll::Ready(Ok(output));
             }
-            if let Some(expired) = clock.and_then(Clock::expired) {
-                return Poll::Ready(Err(Over::Total(expired)));
+            if let Some(over) = self.expired() {
+                return Poll::Ready(Err(over));
             }
-            if sleep.as_mut().poll(cx).is_ready() {
-                let total_over = total.is_some_and(|total| per_try.is_none_or(|per_try| total <= per_try));
-                return Poll::Ready(Err(if total_over { Over::Total(Expired::Timeout) } else { Over::PerTry }));
+            while sleep.as_mut().poll(cx).is_ready() {
+                let now = Instant::now();
+                if let Some(over) = self.over(deadline, now) {
+                    return Poll::Ready(Err(over));
+                }
+                // The body was open when the sleep began. Never at once again, lest a clock that stands still keeps the thread here.
+                let look = self.next_look(deadline, now).unwrap_or(now).max(now + Duration::from_millis(1));
+                sleep.as_mut().reset(look.into());
             }
             Poll::Pending
         })

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::{Request, Response, StatusCode, Version};
 use hyper::client::conn::http2::SendRequest;
@@ -15,11 +15,12 @@ use crate::http::h1::ResponseHead;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::attempt::{Attempt, FailKind};
 use crate::upstream::body::{Source, UpstreamBody};
-use crate::upstream::call::{Call, Over, Trace};
+use crate::upstream::call::{Call, Deadline, Over, Trace};
 use crate::upstream::connect::{ConnectError, Sender};
 use crate::upstream::failure::{Failure, source, wrong};
 use crate::upstream::h1::H1;
 use crate::upstream::pool::Lease;
+use crate::upstream::restart::Comeback;
 use crate::upstream::retry::{Retriable, RetryAfter, RetryPolicy, retry_after};
 use crate::upstream::{Endpoint, PickArgs, PickError, Upstream};
 
@@ -44,7 +45,7 @@ pub async fn send(
         let Some(policy) = policy else { return outcome };
         let (retriable, after) = match &outcome {
             Ok(response) if !policy.any_status() || response.status().is_success() => return outcome,
-            Ok(response) => (Retriable::Status(response.status()), retry_after(response.headers())),
+            Ok(response) => (Retriable::Status(response.status()), retry_after(response.headers(), SystemTime::now())),
             Err(Failure { retriable: Some(retriable), .. }) => (*retriable, RetryAfter::None),
             Err(_) => return outcome,
         };
@@ -111,8 +112,18 @@ async fn attempt(
     let endpoint = Arc::clone(attempt.endpoint());
     trace.attempts += 1;
     trace.endpoint = Some(Arc::clone(&endpoint.id));
-    let per_try = call.retry.and_then(|policy| policy.per_try_timeout).map(|timeout| picked + timeout);
-    let outcome = on_endpoint(&endpoint, call, upstream.connect_timeout, picked, per_try).await;
+    let per_try = call.retry.and_then(|policy| policy.per_try_timeout).map(|span| Deadline::Attempt { picked, span });
+    let mut outcome = on_endpoint(&endpoint, call, upstream.connect_timeout, picked, per_try).await;
+    if let Err(failure) = &outcome
+        && let Some(mut comeback) = Comeback::of(upstream, &endpoint, call, failure)
+    {
+        while Box::pin(comeback.wait(call, per_try)).await {
+            outcome = Box::pin(on_endpoint(&endpoint, call, upstream.connect_timeout, picked, per_try)).await;
+            if !comeback.goes_on(outcome.as_ref().err()) {
+                break;
+            }
+        }
+    }
     let now = Instant::now();
     let elapsed = now.saturating_duration_since(picked);
     trace.upstream_time = Some(elapsed);
@@ -201,7 +212,7 @@ async fn on_endpoint(
     call: &mut Call<'_>,
     connect_timeout: Duration,
     picked: Instant,
-    per_try: Option<Instant>,
+    per_try: Option<Deadline>,
 ) -> Result<(Response<Source>, Lease), Failure> {
     let mut lease = endpoint.pool.checkout(call.worker, picked);
     loop {
@@ -297,7 +308,7 @@ async fn over_h2(
     call: &mut Call<'_>,
     endpoint: &Endpoint,
     mut sender: SendRequest<RequestBody>,
-    per_try: Option<Instant>,
+    per_try: Option<Deadline>,
 ) -> Result<Result<Response<Source>, Unanswered>, Failure> {
     let request: Request<RequestBody> = call.request(endpoint);
     let mut error = match call.limit.run(per_try, sender.try_send_request(request)).await {
@@ -322,14 +333,17 @@ async fn over_h2(
 pub(super) const NO_ROOM: Failure = Failure::new(Reason::Overloaded, "All connections to the upstream are in use.");
 
 /// Opens a connection; where no more may be open, waits for one up to `timeout`.
-async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, per_try: Option<Instant>) -> Result<Lease, Failure> {
+async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, per_try: Option<Deadline>) -> Result<Lease, Failure> {
     let addresses = endpoint.state.addresses();
     let pool = &endpoint.pool;
     let give_up = Instant::now() + timeout;
     loop {
         match call.limit.run(per_try, pool.connect(call.worker, &addresses, timeout)).await {
             Err(over) => return Err(over.failure()),
-            Ok(Some(Ok(lease))) => return Ok(lease),
+            Ok(Some(Ok(lease))) => {
+                endpoint.state.reach.took();
+                return Ok(lease);
+            }
             Ok(Some(Err(error))) => {
                 tracing::debug!(endpoint = &*endpoint.id, %error, "no connection");
                 return Err(Failure::of_connect(&error));
@@ -340,9 +354,10 @@ async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, p
         if let Some(lease) = pool.borrow(call.worker) {
             return Ok(lease);
         }
-        let until = per_try.map_or(give_up, |per_try| per_try.min(give_up));
+        let per_try_end = per_try.and_then(|per_try| call.limit.end_of(per_try, Instant::now()));
+        let until = per_try_end.map_or(give_up, |end| end.min(give_up));
         match wait_for(pool.wait_for_room(), call, until).await {
-            Err(failure) if failure == NO_ROOM && per_try.is_some_and(|per_try| Instant::now() >= per_try) => {
+            Err(failure) if failure == NO_ROOM && per_try_end.is_some_and(|end| Instant::now() >= end) => {
                 return Err(Over::PerTry.failure());
             }
             waited => waited?,
@@ -359,7 +374,7 @@ pub(super) async fn wait_for(room: impl Future<Output = bool>, call: &Call<'_>, 
     if Instant::now() >= give_up {
         return Err(NO_ROOM);
     }
-    match call.limit.run(Some(give_up), room).await {
+    match call.limit.run(Some(Deadline::At(give_up)), room).await {
         Ok(true) => {
             // Whoever is about to free a connection may be on this very thread.
             tokio::task::yield_now().await;

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
-use super::endpoint::parse_discover;
+use super::names::Discover;
 use super::set::Set;
-use super::{Discover, Endpoint, EndpointSpec, Links, MakePool, Members, Rules, Upstream, UpstreamState};
+use super::{Endpoint, EndpointSpec, Links, MakePool, Members, Rules, Upstream, UpstreamState};
 use crate::balance::Strategy;
 use crate::balance::hash::TableCache;
 use crate::config::upstream::{self as config, Balance};
@@ -30,7 +30,7 @@ impl Upstream {
         problems: &mut Problems,
     ) -> Option<Arc<Self>> {
         let before = problems.list().len();
-        let specs = read_endpoints(config, problems);
+        let mut specs = read_endpoints(config, problems);
         let discover = config.discover.as_ref().and_then(|discover| read_discover(discover, &config.at.key("discover"), problems));
         if config.discover.is_none() && config.endpoints.is_empty() {
             problems.error(config.at.clone(), "an upstream needs `endpoints` or `discover`").help("list at least one endpoint");
@@ -46,6 +46,10 @@ impl Upstream {
         }
         let name: Arc<str> = name.into();
         let snapshot = state.next_snapshot();
+        if let Some(discover) = &discover {
+            // Until the first look-up of this snapshot ends, or for as long as none succeeds.
+            specs = discover.specs(&state.remembered(discover), strategy.has_weights());
+        }
         let upstream = Arc::new_cyclic(|this| Self {
             name,
             protocol: config.protocol,
@@ -59,6 +63,7 @@ impl Upstream {
             this: this.clone(),
             members: Mutex::new(Arc::new([])),
             set: ArcSwap::from_pointee(Set::stale()),
+            lookups: Mutex::default(),
             state,
         });
         upstream.replace_members(specs, Instant::now());
@@ -76,7 +81,9 @@ impl Upstream {
             .zip(states)
             .enumerate()
             .map(|(index, (spec, state))| match held.get(&spec.id) {
-                Some(endpoint) if endpoint.index == index => endpoint.clone(),
+                Some(endpoint) if (endpoint.index, endpoint.weight, endpoint.priority) == (index, spec.weight, spec.priority) => {
+                    endpoint.clone()
+                }
                 Some(endpoint) => Arc::new(Endpoint::new(spec, index, state, endpoint.pool.clone(), links.clone())),
                 None => {
                     let pool = (self.make_pool)(&spec);
@@ -144,8 +151,8 @@ fn read_discover(discover: &config::Discover, at: &At, problems: &mut Problems) 
     if discover.refresh.get().is_zero() {
         problems.error(at.key("refresh"), "a refresh of 0s would look the name up without pause").help("write at least 1s");
     }
-    match parse_discover(written) {
-        Ok((tls, name, port)) => Some(Discover { tls, name, port, refresh: discover.refresh.get() }),
+    match Discover::parse(written, discover.refresh.get()) {
+        Ok(discover) => Some(discover),
         Err((message, help)) => {
             problems.error(at.key("dns"), message).help(help);
             None

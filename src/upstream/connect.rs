@@ -26,7 +26,8 @@ use crate::upstream::wire::Wire;
 const H2_MAX_HEAD: u32 = 64 << 10;
 /// HTTP/2 windows towards upstreams: small, so that a slow client cannot park megabytes in the gateway.
 const H2_STREAM_WINDOW: u32 = 256 << 10;
-const H2_CONNECTION_WINDOW: u32 = 2 << 20;
+/// The largest there is: streams have a limit each, and one together would let a few slow clients stop all others on the connection.
+const H2_CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// How often peers on HTTP/2 connections with open streams are pinged, on both sides. One that does not answer within half of it is gone.
 pub const H2_PING: Duration = Duration::from_secs(30);
 
@@ -134,6 +135,7 @@ impl Destination {
     /// [`ConnectError`]; the caller adds the timeout.
     pub async fn connect(&self, addresses: &[SocketAddr], open: OpenConnection) -> Result<Sender, ConnectError> {
         let io = self.open(addresses, false).await?;
+        open.reached(io.peer());
         let h2 = match (&io, self.protocol) {
             (Wire::Tls(tls), Protocol::Auto) => crate::tls::negotiated(tls.get_ref().1) == Alpn::H2,
             (Wire::Tls(tls), Protocol::H2) => {

@@ -13,11 +13,13 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 
 use super::pool::EndpointPool;
+use super::restart::Reach;
 use super::state::UpstreamState;
 use super::{Links, Upstream};
 use crate::balance::clock;
 use crate::balance::ewma::Ewma;
 use crate::config::{At, Problems};
+use crate::discovery::Found;
 use crate::health::active::{Counts, Verdict};
 use crate::health::outlier::Row;
 
@@ -50,6 +52,8 @@ pub struct EndpointSpec {
     pub tls_name: Arc<str>,
     /// Share of the requests; 0 gets no new ones.
     pub weight: u32,
+    /// Endpoints of a higher number get requests only when all of the lower ones are out; 0 unless an SRV record says another.
+    pub priority: u16,
 }
 
 impl EndpointSpec {
@@ -65,12 +69,12 @@ impl EndpointSpec {
     }
 
     /// One address that a name was resolved to: the name stays TLS name and authority.
-    pub fn discovered(tls: bool, name: &str, address: SocketAddr) -> Self {
-        let host = Host::of_ip(address.ip());
-        let port = address.port();
-        let named = Parsed::Tcp { tls, host: Host { bracketed: false, text: name.to_owned() }, port }.spec(1);
-        let Self { id, address, .. } = Parsed::Tcp { tls, host, port }.spec(1);
-        Self { id, address, ..named }
+    pub fn discovered(tls: bool, name: &str, found: &Found) -> Self {
+        let host = Host::of_ip(found.address.ip());
+        let port = found.address.port();
+        let named = Parsed::Tcp { tls, host: Host { bracketed: false, text: name.to_owned() }, port }.spec(found.weight);
+        let Self { id, address, .. } = Parsed::Tcp { tls, host, port }.spec(found.weight);
+        Self { id, address, priority: found.priority, ..named }
     }
 
     /// The socket address, if the host is an IP literal.
@@ -80,20 +84,12 @@ impl EndpointSpec {
             Address::Unix(_) => None,
         }
     }
-
-    /// The host and port to look up, if the host is a name.
-    pub fn name_to_resolve(&self) -> Option<(&str, u16)> {
-        match &self.address {
-            Address::Tcp { host, port } if host.parse::<IpAddr>().is_err() => Some((host, *port)),
-            Address::Tcp { .. } | Address::Unix(_) => None,
-        }
-    }
 }
 
 /// A host as it stands in URLs.
-struct Host {
+pub(super) struct Host {
     bracketed: bool,
-    text: String,
+    pub text: String,
 }
 
 impl Host {
@@ -123,6 +119,7 @@ impl Parsed {
                 authority: HeaderValue::from_static("localhost"),
                 tls_name: "localhost".into(),
                 weight,
+                priority: 0,
             },
             Self::Tcp { tls, host, port } => {
                 let (scheme, default_port) = if tls { ("https", 443) } else { ("http", 80) };
@@ -136,13 +133,14 @@ impl Parsed {
                     address: Address::Tcp { host: host.text, port },
                     tls,
                     weight,
+                    priority: 0,
                 }
             }
         }
     }
 }
 
-type Complaint = (String, String);
+pub(super) type Complaint = (String, String);
 
 fn parse_url(url: &str) -> Result<Parsed, Complaint> {
     const FORMS: &str = "write http://HOST:PORT, https://HOST:PORT or unix:/path/to.sock";
@@ -169,25 +167,7 @@ fn parse_url(url: &str) -> Result<Parsed, Complaint> {
     Ok(Parsed::Tcp { tls, host, port: port.unwrap_or(if tls { 443 } else { 80 }) })
 }
 
-/// Reads `[https://]NAME:PORT` of `discover.dns`: whether TLS, name in lower case, port.
-pub(super) fn parse_discover(text: &str) -> Result<(bool, String, u16), Complaint> {
-    let (tls, rest) = match text.split_once("://") {
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
-        Some((scheme, _)) => {
-            return Err((format!("endpoints have no scheme `{scheme}`"), "write NAME:PORT or https://NAME:PORT".to_owned()));
-        }
-        None => (false, text),
-    };
-    let (host, port) = parse_authority(rest, text)?;
-    let port = port.ok_or_else(|| (format!("`{text}` names no port"), "write NAME:PORT, like users.internal:8080".to_owned()))?;
-    if host.text.parse::<IpAddr>().is_ok() {
-        return Err((format!("`{text}` is an address, not a name"), "list addresses under `endpoints`".to_owned()));
-    }
-    Ok((tls, host.text, port))
-}
-
-fn parse_authority(text: &str, whole: &str) -> Result<(Host, Option<u16>), Complaint> {
+pub(super) fn parse_authority(text: &str, whole: &str) -> Result<(Host, Option<u16>), Complaint> {
     let wrong = |what: &str, help: &str| (format!("`{whole}` {what}"), help.to_owned());
     if text.contains('@') {
         return Err(wrong("has a user in it", "credentials for upstreams go into `headers.request`"));
@@ -259,6 +239,8 @@ pub struct EndpointState {
     pub ewma: Ewma,
     /// Row of failed attempts and ejection.
     pub(super) row: Row,
+    /// Whether it takes connections.
+    pub(super) reach: Reach,
     verdict: AtomicU8,
     /// Whether observers were last told that it is available: 0 never told, 1 no, 2 yes.
     pub(super) told: AtomicU8,
@@ -281,6 +263,7 @@ impl EndpointState {
             in_flight: AtomicU32::new(0),
             ewma: Ewma::starting_at(ewma, now),
             row: Row::default(),
+            reach: Reach::default(),
             verdict: AtomicU8::new(Verdict::Unchecked as u8),
             told: AtomicU8::new(0),
             since: AtomicU64::new(added.map_or(0, clock::nanos)),
@@ -385,6 +368,8 @@ pub struct Endpoint {
     pub authority: HeaderValue,
     /// Share of the requests.
     pub weight: u32,
+    /// See [`EndpointSpec::priority`].
+    pub priority: u16,
     /// What was learned about it.
     pub state: Arc<EndpointState>,
     /// Place in written order.
@@ -396,8 +381,8 @@ pub struct Endpoint {
 
 impl Endpoint {
     pub(super) fn new(spec: EndpointSpec, index: usize, state: Arc<EndpointState>, pool: Arc<EndpointPool>, links: Links) -> Self {
-        let EndpointSpec { id, address, tls, authority, tls_name, weight } = spec;
-        Self { id, address, tls, tls_name, authority, weight, state, index, pool, links }
+        let EndpointSpec { id, address, tls, authority, tls_name, weight, priority } = spec;
+        Self { id, address, tls, tls_name, authority, weight, priority, state, index, pool, links }
     }
 
     /// Whether there is an address to connect to.
@@ -440,8 +425,6 @@ mod tests {
         }
         assert_eq!(&*spec("https://[::1]:8443").tls_name, "::1");
         assert_eq!(spec("http://[::1]:8080").literal_address(), "[::1]:8080".parse().ok());
-        assert_eq!(spec("http://a:8080").name_to_resolve(), Some(("a", 8080)));
-        assert_eq!(spec("http://10.0.0.1").name_to_resolve(), None);
     }
 
     #[test]
@@ -474,15 +457,6 @@ mod tests {
             let mut problems = Problems::default();
             assert!(EndpointSpec::parse(url, 1, &At::default(), &mut problems).is_none(), "{url}");
             assert!(problems.list().len() == 1 && problems.list()[0].help.is_some(), "{url}");
-        }
-    }
-
-    #[test]
-    fn discovery_needs_a_name_and_a_port() {
-        assert_eq!(parse_discover("Users.internal:8080"), Ok((false, "users.internal".to_owned(), 8080)));
-        assert_eq!(parse_discover("https://users.internal:8443"), Ok((true, "users.internal".to_owned(), 8443)));
-        for text in ["users.internal", "10.0.0.1:80", "[::1]:80", "tcp://a:1", "https://a:1/x"] {
-            assert!(parse_discover(text).is_err(), "{text}");
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::upstream::call::{Call, Over, Trace};
 use crate::upstream::client::{DROPPED, NO_ROOM, failed_status, may_retry, pick, response, wait_for};
 use crate::upstream::failure::{Failure, wrong};
 use crate::upstream::h1::{H1, Head, TunnelIo};
+use crate::upstream::restart::Comeback;
 use crate::upstream::retry::Retriable;
 use crate::upstream::{Attempt, Endpoint, Upstream};
 
@@ -50,7 +51,17 @@ pub async fn open_tunnel(
         let endpoint = Arc::clone(attempt.endpoint());
         trace.attempts += 1;
         trace.endpoint = Some(Arc::clone(&endpoint.id));
-        let outcome = handshake(&endpoint, &mut call, websocket, upstream.connect_timeout).await;
+        let mut outcome = handshake(&endpoint, &mut call, websocket, upstream.connect_timeout).await;
+        if let Err(failure) = &outcome
+            && let Some(mut comeback) = Comeback::of(upstream, &endpoint, &call, failure)
+        {
+            while Box::pin(comeback.wait(&call, None)).await {
+                outcome = Box::pin(handshake(&endpoint, &mut call, websocket, upstream.connect_timeout)).await;
+                if !comeback.goes_on(outcome.as_ref().err()) {
+                    break;
+                }
+            }
+        }
         let now = Instant::now();
         let elapsed = now.saturating_duration_since(picked);
         trace.upstream_time = Some(elapsed);
@@ -99,7 +110,10 @@ async fn handshake(
         match call.limit.run(None, endpoint.pool.connect_for_tunnel(call.worker, &addresses, timeout)).await {
             Err(over) => return Err(over.failure()),
             Ok(Some(Err(error))) => return Err(Failure::of_connect(&error)),
-            Ok(Some(Ok(connection))) => break connection,
+            Ok(Some(Ok(connection))) => {
+                endpoint.state.reach.took();
+                break connection;
+            }
             Ok(None) if Instant::now() < give_up => {}
             Ok(None) => return Err(NO_ROOM),
         }

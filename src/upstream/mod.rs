@@ -20,7 +20,9 @@ mod flow;
 mod frames;
 pub mod h1;
 pub mod handshake;
+mod names;
 pub mod pool;
+mod restart;
 pub mod retry;
 mod set;
 pub mod state;
@@ -30,6 +32,7 @@ mod tests;
 pub mod tunnel;
 mod wire;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -48,6 +51,7 @@ use crate::config::upstream as config;
 use crate::health::breaker::Verdict;
 use crate::health::outlier;
 use crate::units::Selector;
+use endpoint::LastCheck;
 use pool::EndpointPool;
 use set::Set;
 
@@ -69,13 +73,15 @@ pub struct Upstream {
     rules: Rules,
     strategy: Strategy,
     selectors: Vec<Selector>,
-    discover: Option<Discover>,
+    discover: Option<names::Discover>,
     make_pool: MakePool,
     snapshot: u64,
     this: Weak<Upstream>,
     /// All endpoints; the lock is held while a set is built from them.
     members: Mutex<Members>,
     set: ArcSwap<Set>,
+    /// The last look-up of each name.
+    lookups: Mutex<BTreeMap<String, LastCheck>>,
 }
 
 /// What decides availability.
@@ -86,15 +92,6 @@ struct Rules {
     slow_start: Duration,
     panic_threshold: f64,
     breaker: bool,
-}
-
-/// A name whose addresses are endpoints.
-#[derive(Clone, Debug)]
-struct Discover {
-    tls: bool,
-    name: String,
-    port: u16,
-    refresh: Duration,
 }
 
 /// What an endpoint knows about its upstream.
@@ -175,7 +172,17 @@ impl Upstream {
             position = set.balancer.pick(&self.state.turn, &View { tried: &[], ..fresh }, &ask);
         }
         let endpoint = position.and_then(|position| set.usable.get(position)).ok_or(PickError::Full)?;
-        Ok(Attempt::new(endpoint.clone(), bounded))
+        let attempt = Attempt::new(endpoint.clone(), bounded);
+        set.load_changed(endpoint, args.now);
+        Ok(attempt)
+    }
+
+    /// An attempt on `endpoint` is over.
+    fn attempt_ended(&self, endpoint: &Endpoint) {
+        let set = self.set.load();
+        if set.balancer.ranks() {
+            set.load_changed(endpoint, Instant::now());
+        }
     }
 
     /// Asks the breaker before an attempt; always passes without `breaker: adaptive`. `random` is uniform over all of `u64`.
@@ -213,6 +220,11 @@ impl Upstream {
         self.current(now).usable.clone()
     }
 
+    /// Whether `endpoint` is the only one that a pick can choose at `now`.
+    fn is_alone(&self, endpoint: &Endpoint, now: Instant) -> bool {
+        matches!(&*self.current(now).usable, [only] if Arc::ptr_eq(&only.state, &endpoint.state))
+    }
+
     /// Brings availability up to date without a pick, so that observers hear of ejections that ended.
     pub fn refresh(&self, now: Instant) {
         drop(self.current(now));
@@ -220,6 +232,10 @@ impl Upstream {
 
     fn lock_members(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_lookups(&self) -> MutexGuard<'_, BTreeMap<String, LastCheck>> {
+        self.lookups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The set that holds at `now`.
@@ -241,7 +257,8 @@ impl Upstream {
         if old.holds(generation, now) && Arc::ptr_eq(&old.members, members) {
             return;
         }
-        let new = Arc::new(Set::build(Arc::clone(members), generation, now, &self.rules, &self.strategy, Some(&old)));
+        let new = Arc::new(Set::build(Arc::clone(members), generation, now, &self.rules, &self.strategy, &self.state.turn, Some(&old)));
+        self.state.ranks.store(new.balancer.ranks(), Ordering::Relaxed);
         self.set.store(new.clone());
         self.tell(&new, now);
     }

@@ -4,9 +4,11 @@
 //! open connections is shared, and it changes only when one is opened or closed, so a request on a kept connection touches
 //! nothing that another worker writes.
 
+mod moved;
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::http2;
@@ -17,6 +19,7 @@ use crate::http::body::RequestBody;
 use crate::telemetry::metrics::EndpointMetrics;
 use crate::upstream::connect::{ConnectError, Destination, Sender};
 use crate::upstream::h1::H1;
+use moved::Moved;
 
 /// Most requests that wait for a connection of one endpoint.
 const MAX_WAITING: usize = 1024;
@@ -27,7 +30,9 @@ pub struct EndpointPool {
     destination: Destination,
     max_connections: usize,
     max_idle: usize,
-    /// Milliseconds; at most the configured `idle_timeout`, less when the upstream announced a shorter one.
+    /// The configured `idle_timeout`, in milliseconds.
+    most_idle: u64,
+    /// The one that holds, in milliseconds: less than the configured one when the upstream announced a shorter one.
     idle_timeout: AtomicU64,
     /// Open connections of all workers.
     open: AtomicUsize,
@@ -37,6 +42,7 @@ pub struct EndpointPool {
     waiting: AtomicUsize,
     /// What the last connection spoke.
     spoken: AtomicU8,
+    moved: Moved,
     metrics: Arc<EndpointMetrics>,
 }
 
@@ -82,6 +88,8 @@ struct Streams {
     open: AtomicUsize,
     /// As many as the upstream allows; its driver keeps it up to date.
     max: AtomicUsize,
+    /// The address that was reached.
+    peer: OnceLock<SocketAddr>,
 }
 
 /// Counts an open connection as long as it lives.
@@ -101,7 +109,10 @@ impl OpenConnection {
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.pool.open.fetch_sub(1, Relaxed);
+        if self.pool.open.fetch_sub(1, Relaxed) == 1 {
+            // Whoever answers the next connection may be another process, with other timeouts.
+            self.pool.idle_timeout.store(self.pool.most_idle, Relaxed);
+        }
         self.pool.metrics.connection_closed(self.worker);
         self.pool.freed.notify_one();
     }
@@ -131,16 +142,19 @@ impl Drop for Lease {
 impl EndpointPool {
     /// An empty pool.
     pub fn new(workers: usize, destination: Destination, config: &config::upstream::Pool, metrics: Arc<EndpointMetrics>) -> Self {
+        let most_idle = u64::try_from(config.idle_timeout.get().as_millis()).unwrap_or(u64::MAX);
         Self {
             spoken: AtomicU8::new(destination.speaks_h2().map_or(UNKNOWN, |h2| if h2 { HTTP_2 } else { HTTP_1 })),
             destination,
             max_connections: config.max_connections,
             max_idle: config.max_idle.div_ceil(workers.max(1)),
-            idle_timeout: AtomicU64::new(u64::try_from(config.idle_timeout.get().as_millis()).unwrap_or(u64::MAX)),
+            most_idle,
+            idle_timeout: AtomicU64::new(most_idle),
             open: AtomicUsize::new(0),
             shards: (0..workers.max(1)).map(|_| Shard::default()).collect(),
             freed: Notify::new(),
             waiting: AtomicUsize::new(0),
+            moved: Moved::default(),
             metrics,
         }
     }
@@ -318,7 +332,7 @@ impl EndpointPool {
         }
         self.metrics.connection_opened(worker);
         // The peer's settings say how many.
-        let streams = Arc::new(Streams { open: AtomicUsize::new(0), max: AtomicUsize::new(0) });
+        let streams = Arc::new(Streams { open: AtomicUsize::new(0), max: AtomicUsize::new(0), peer: OnceLock::new() });
         Some(OpenConnection { pool: Arc::clone(self), worker, streams })
     }
 
@@ -351,10 +365,15 @@ impl EndpointPool {
         true
     }
 
-    /// The upstream said how long it keeps idle connections (`Keep-Alive: timeout=`): ours must go first.
+    /// The upstream said how long it keeps idle connections (`Keep-Alive: timeout=`): ours must go first. Its latest word counts, until
+    /// its last connection is closed.
     pub fn learn_idle_timeout(&self, theirs: Duration) {
         let ours = theirs.saturating_sub(Duration::from_secs(1)).max(Duration::from_millis(500));
-        self.idle_timeout.fetch_min(u64::try_from(ours.as_millis()).unwrap_or(u64::MAX), Relaxed);
+        let ours = u64::try_from(ours.as_millis()).unwrap_or(u64::MAX).min(self.most_idle);
+        // Read first: the same word comes with every response, and all workers read this line.
+        if self.idle_timeout.load(Relaxed) != ours {
+            self.idle_timeout.store(ours, Relaxed);
+        }
     }
 
     /// Closes what has been idle too long.
@@ -372,8 +391,9 @@ impl EndpointPool {
     }
 
     fn give_back(&self, connection: H1, worker: usize, since: Instant) {
+        let wanted = connection.is_wanted();
         let mut kept = self.shard(worker);
-        if kept.idle.len() < self.max_idle {
+        if wanted && kept.idle.len() < self.max_idle {
             kept.idle.push(Idle { connection, since });
             drop(kept);
         } else {
@@ -432,3 +452,7 @@ impl Lease {
         self.pool.give_back(connection, self.worker, since);
     }
 }
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

@@ -1,8 +1,9 @@
 //! When a failed attempt is tried again, and how long the wait before it is. The table is in the option reference under `retry`.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, Method, StatusCode};
+use http::header::{DATE, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 
 use crate::config::route::{Retry, RetryOn};
 
@@ -73,10 +74,20 @@ impl RetryPolicy {
         !self.statuses.is_empty()
     }
 
+    /// Wait before a connection that was refused is asked for again, `number` from 1: half to all of the longest wait before a retry, and long
+    /// enough not to be busy.
+    pub fn wait_at_least(&self, number: u32, random: u64) -> Duration {
+        let half = (self.longest_wait(number) / 2).max(Duration::from_millis(5));
+        half + half.mul_f64((random >> 11) as f64 / (1u64 << 53) as f64)
+    }
+
+    fn longest_wait(&self, number: u32) -> Duration {
+        self.backoff.saturating_mul(1 << number.saturating_sub(1).min(10)).min(self.backoff * 10)
+    }
+
     /// Wait before retry `number` (from 1): random in 0 … `backoff`·2^(n−1), at most 10 × `backoff` ("full jitter").
     pub fn wait(&self, number: u32, random: u64) -> Duration {
-        let most = self.backoff.saturating_mul(1 << number.saturating_sub(1).min(10)).min(self.backoff * 10);
-        let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
+        let nanos = u64::try_from(self.longest_wait(number).as_nanos()).unwrap_or(u64::MAX);
         if nanos == 0 { Duration::ZERO } else { Duration::from_nanos(random % (nanos + 1)) }
     }
 }
@@ -90,21 +101,32 @@ pub fn idempotent(method: &Method, headers: &HeaderMap) -> bool {
 /// What `Retry-After` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryAfter {
-    /// There is none, or it is not in seconds: the backoff decides.
+    /// There is none: the backoff decides.
     None,
     /// This long.
     Wait(Duration),
-    /// Longer than a request should wait.
+    /// Longer than a request should wait, or unreadable.
     TooLong,
 }
 
-/// Reads `Retry-After` in seconds. A date is too long: nobody writes one for less than two seconds.
-pub fn retry_after(headers: &HeaderMap) -> RetryAfter {
-    let Some(value) = headers.get(http::header::RETRY_AFTER) else { return RetryAfter::None };
-    match value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok()) {
-        Some(seconds) if Duration::from_secs(seconds) <= LONGEST_RETRY_AFTER => RetryAfter::Wait(Duration::from_secs(seconds)),
+/// Reads `Retry-After` (RFC 9110, 10.2.3): seconds, or a date. A date is compared with the `Date` of the response, which is of the same
+/// clock; without one with `now`.
+pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> RetryAfter {
+    let Some(value) = headers.get(RETRY_AFTER) else { return RetryAfter::None };
+    let seconds = value.to_str().ok().and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+    let wait = seconds.or_else(|| {
+        let until = date(headers, &RETRY_AFTER)?;
+        // One that is over asks for no wait.
+        Some(until.duration_since(date(headers, &DATE).unwrap_or(now)).unwrap_or_default())
+    });
+    match wait {
+        Some(wait) if wait <= LONGEST_RETRY_AFTER => RetryAfter::Wait(wait),
         Some(_) | None => RetryAfter::TooLong,
     }
+}
+
+fn date(headers: &HeaderMap, name: &HeaderName) -> Option<SystemTime> {
+    httpdate::parse_http_date(headers.get(name)?.to_str().ok()?.trim()).ok()
 }
 
 #[cfg(test)]
@@ -143,6 +165,17 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_connection_is_asked_for_again_after_half_the_wait_at_least_and_never_busily() {
+        let policy = policy(vec![RetryOn::Connect]);
+        for (number, longest) in [(1, 25), (2, 50), (20, 250)] {
+            let longest = Duration::from_millis(longest);
+            assert!(policy.wait_at_least(number, 0) == longest / 2 && policy.wait_at_least(number, u64::MAX) <= longest);
+        }
+        let eager = RetryPolicy::new(&Retry { backoff: units::Duration::from_millis(0), ..Retry::default() });
+        assert_eq!(eager.wait_at_least(1, 0), Duration::from_millis(5));
+    }
+
+    #[test]
     fn post_counts_as_idempotent_only_with_a_key() {
         let mut headers = HeaderMap::new();
         assert!(!idempotent(&Method::POST, &headers) && !idempotent(&Method::PATCH, &headers));
@@ -151,12 +184,34 @@ mod tests {
         assert!(idempotent(&Method::POST, &headers));
     }
 
+    const NOON: &str = "Wed, 21 Oct 2026 12:00:00 GMT";
+
+    fn asked(fields: &[(HeaderName, &str)]) -> RetryAfter {
+        let fields = fields.iter().map(|(name, value)| (name.clone(), value.parse().unwrap()));
+        retry_after(&HeaderMap::from_iter(fields), httpdate::parse_http_date(NOON).unwrap())
+    }
+
     #[test]
     fn a_long_retry_after_forbids_the_retry() {
-        let with = |value: &str| retry_after(&HeaderMap::from_iter([(http::header::RETRY_AFTER, value.parse().unwrap())]));
+        let with = |value: &str| asked(&[(RETRY_AFTER, value)]);
         assert_eq!(with("1"), RetryAfter::Wait(Duration::from_secs(1)));
         assert_eq!(with("3"), RetryAfter::TooLong);
-        assert_eq!(with("Wed, 21 Oct 2026 07:28:00 GMT"), RetryAfter::TooLong);
-        assert_eq!(retry_after(&HeaderMap::new()), RetryAfter::None);
+        assert_eq!(with("soon"), RetryAfter::TooLong);
+        assert_eq!(asked(&[]), RetryAfter::None);
+    }
+
+    #[test]
+    fn a_date_is_obeyed_like_seconds() {
+        let with = |value: &str| asked(&[(RETRY_AFTER, value)]);
+        assert_eq!(with("Wed, 21 Oct 2026 12:00:02 GMT"), RetryAfter::Wait(Duration::from_secs(2)));
+        assert_eq!(with("Wed, 21 Oct 2026 12:00:03 GMT"), RetryAfter::TooLong);
+        assert_eq!(with("Wednesday, 21-Oct-26 12:00:01 GMT"), RetryAfter::Wait(Duration::from_secs(1)), "the obsolete form");
+        assert_eq!(with("Wed, 21 Oct 2026 11:59:59 GMT"), RetryAfter::Wait(Duration::ZERO), "that time is over");
+    }
+
+    #[test]
+    fn a_date_is_read_by_the_clock_of_the_response() {
+        let hour_ahead = [(DATE, "Wed, 21 Oct 2026 13:00:00 GMT"), (RETRY_AFTER, "Wed, 21 Oct 2026 13:00:01 GMT")];
+        assert_eq!(asked(&hour_ahead), RetryAfter::Wait(Duration::from_secs(1)));
     }
 }

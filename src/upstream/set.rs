@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Endpoint, Members, Rules};
-use crate::balance::{Balancer, Strategy, Usable};
+use super::{Endpoint, Members, Rules, View};
+use crate::balance::{Balancer, Strategy, Turn, Usable};
 
 /// How finely slow start goes up: this many steps per window, but not more often than [`SHORTEST_STEP`].
 const SLOW_STEPS: u32 = 200;
@@ -17,6 +17,8 @@ pub(super) struct Set {
     pub usable: Vec<Arc<Endpoint>>,
     pub balancer: Balancer,
     pub panic: bool,
+    /// Place among the usable of each member, for a balancer that ranks.
+    positions: Vec<Option<usize>>,
     generation: u64,
     /// When time alone changes it: an ejection ends, or slow start goes on.
     until: Option<Instant>,
@@ -25,7 +27,26 @@ pub(super) struct Set {
 impl Set {
     /// A set that holds nothing and is built again at its first use.
     pub fn stale() -> Self {
-        Self { members: Arc::new([]), usable: Vec::new(), balancer: Balancer::empty(), panic: false, generation: 0, until: None }
+        Self {
+            members: Arc::new([]),
+            usable: Vec::new(),
+            balancer: Balancer::empty(),
+            panic: false,
+            positions: Vec::new(),
+            generation: 0,
+            until: None,
+        }
+    }
+
+    /// The attempts in flight on an endpoint have changed.
+    pub fn load_changed(&self, endpoint: &Endpoint, now: Instant) {
+        let position = self.positions.get(endpoint.index).copied().flatten();
+        // The index may be one of another set; whoever is not found is seen in rotation.
+        if let Some(position) =
+            position.filter(|position| self.usable.get(*position).is_some_and(|it| Arc::ptr_eq(&it.state, &endpoint.state)))
+        {
+            self.balancer.load_changed(position, &View { usable: &self.usable, tried: &[], now });
+        }
     }
 
     /// Whether it is still right.
@@ -33,11 +54,23 @@ impl Set {
         self.generation == generation && self.until.is_none_or(|until| now < until)
     }
 
-    pub fn build(members: Members, generation: u64, now: Instant, rules: &Rules, strategy: &Strategy, old: Option<&Self>) -> Self {
-        let available = members.iter().filter(|endpoint| rules.available(endpoint, now)).count();
-        let panic = rules.panic_threshold > 0.0 && (available as f64) < rules.panic_threshold * members.len() as f64 - 1e-9;
+    pub fn build(
+        members: Members,
+        generation: u64,
+        now: Instant,
+        rules: &Rules,
+        strategy: &Strategy,
+        turn: &Turn,
+        old: Option<&Self>,
+    ) -> Self {
+        // The lowest priority of which any is available (RFC 2782); the others do not count. Most upstreams have just one.
+        let priority = members.iter().filter(|endpoint| rules.available(endpoint, now)).map(|endpoint| endpoint.priority).min();
+        let counts = |endpoint: &&Arc<Endpoint>| priority.is_none_or(|priority| endpoint.priority == priority);
+        let available = members.iter().filter(counts).filter(|endpoint| rules.available(endpoint, now)).count();
+        let all_that_count = members.iter().filter(counts).count();
+        let panic = rules.panic_threshold > 0.0 && (available as f64) < rules.panic_threshold * all_that_count as f64 - 1e-9;
         let can_serve = |endpoint: &&Arc<Endpoint>| {
-            if panic { endpoint.weight > 0 && endpoint.is_resolved() } else { rules.available(endpoint, now) }
+            counts(endpoint) && if panic { endpoint.weight > 0 && endpoint.is_resolved() } else { rules.available(endpoint, now) }
         };
         let usable: Vec<Arc<Endpoint>> = members.iter().filter(can_serve).cloned().collect();
         let factors: Vec<f64> = usable.iter().map(|endpoint| rules.factor(endpoint, now)).collect();
@@ -50,6 +83,16 @@ impl Set {
             .collect();
         let all: Vec<(Arc<str>, u32)> = members.iter().map(|endpoint| (endpoint.id.clone(), endpoint.weight)).collect();
         let balancer = Balancer::build(strategy, &described, &all, old.map(|old| &old.balancer));
-        Self { usable, balancer, panic, generation, until: step.into_iter().chain(back).min(), members }
+        let mut positions = Vec::new();
+        if balancer.ranks() {
+            positions.resize(members.len(), None);
+            for (position, endpoint) in usable.iter().enumerate() {
+                if let Some(place) = positions.get_mut(endpoint.index) {
+                    *place = Some(position);
+                }
+            }
+            balancer.rank(turn, &View { usable: &usable, tried: &[], now });
+        }
+        Self { usable, balancer, panic, positions, generation, until: step.into_iter().chain(back).min(), members }
     }
 }

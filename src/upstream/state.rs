@@ -1,14 +1,16 @@
 //! What an upstream keeps over reloads, and who is told when it changes.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::budget::RetryBudget;
 use super::endpoint::{EndpointSpec, EndpointState};
+use super::names::Discover;
 use crate::balance::Turn;
 use crate::balance::hash::TableCache;
+use crate::discovery::Found;
 use crate::health::breaker::Breaker;
 
 /// Hears of changes; the metrics and the log stand behind it. Called from any thread, must not block.
@@ -51,6 +53,8 @@ pub struct UpstreamState {
     budget: RetryBudget,
     /// Attempts in flight on all endpoints; counted only while `bounded_load` needs it.
     pub(super) in_flight: AtomicU32,
+    /// Whether the balancer wants to hear of attempts that end.
+    pub(super) ranks: AtomicBool,
     /// Grows whenever availability may have changed; sets built from an older number are built again.
     generation: AtomicU64,
     /// Number of the snapshot that serves: only that one tells the observer.
@@ -64,6 +68,8 @@ pub struct UpstreamState {
     pub(super) tables: TableCache,
     /// States of endpoints that some snapshot still holds.
     endpoints: Mutex<HashMap<Arc<str>, Weak<EndpointState>>>,
+    /// What discovery last found, for the next snapshot.
+    discovered: Mutex<Option<(Discover, Vec<Found>)>>,
 }
 
 impl std::fmt::Debug for UpstreamState {
@@ -82,6 +88,7 @@ impl UpstreamState {
             breaker: Breaker::default(),
             budget: RetryBudget::default(),
             in_flight: AtomicU32::new(0),
+            ranks: AtomicBool::new(false),
             generation: AtomicU64::new(1),
             serving: AtomicU64::new(0),
             snapshots: AtomicU64::new(0),
@@ -89,12 +96,24 @@ impl UpstreamState {
             announced: Mutex::default(),
             tables: TableCache::default(),
             endpoints: Mutex::default(),
+            discovered: Mutex::default(),
         })
     }
 
     /// The retry budget.
     pub fn budget(&self) -> &RetryBudget {
         &self.budget
+    }
+
+    /// Keeps what was found.
+    pub(super) fn remember(&self, discover: &Discover, found: Vec<Found>) {
+        *self.discovered.lock().unwrap_or_else(PoisonError::into_inner) = Some((discover.clone(), found));
+    }
+
+    /// What was last found for `discover`; nothing if something else was asked for.
+    pub(super) fn remembered(&self, discover: &Discover) -> Vec<Found> {
+        let discovered = self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
+        discovered.as_ref().filter(|(asked, _)| asked.is_same_source(discover)).map(|(_, found)| found.clone()).unwrap_or_default()
     }
 
     pub(super) fn generation(&self) -> u64 {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::endpoint::LastCheck;
-use super::{Endpoint, Upstream};
+use super::set::Set;
+use super::{Address, Endpoint, Upstream};
 use crate::health::active::Verdict;
 
 /// An upstream at one moment.
@@ -22,6 +23,8 @@ pub struct UpstreamSnapshot {
     pub breaker_drop: f64,
     /// Its endpoints in written order.
     pub endpoints: Vec<EndpointSnapshot>,
+    /// The last look-up of each of its names.
+    pub lookups: Vec<(String, LastCheck)>,
 }
 
 /// An endpoint at one moment.
@@ -43,6 +46,8 @@ pub struct EndpointSnapshot {
     pub ewma_ms: f64,
     /// Failed attempts in a row.
     pub consecutive_errors: u32,
+    /// Why it gets no requests; `None` if it may.
+    pub why: Option<String>,
     /// Until when it is ejected.
     pub ejected_until: Option<SystemTime>,
     /// Its last active check.
@@ -53,7 +58,7 @@ impl Upstream {
     /// Its state as `/upstreams` shows it.
     pub fn status(&self, now: Instant) -> UpstreamSnapshot {
         let set = self.current(now);
-        let endpoints = set.members.iter().map(|endpoint| self.endpoint_status(endpoint, now)).collect();
+        let endpoints = set.members.iter().map(|endpoint| self.endpoint_status(endpoint, &set, now)).collect();
         UpstreamSnapshot {
             name: self.name.clone(),
             balance: self.strategy.word(),
@@ -61,10 +66,36 @@ impl Upstream {
             breaker_mode: if self.rules.breaker { "adaptive" } else { "off" },
             breaker_drop: if self.rules.breaker { self.state.breaker.drop_probability(now) } else { 0.0 },
             endpoints,
+            lookups: self.lock_lookups().iter().map(|(name, last)| (name.clone(), last.clone())).collect(),
         }
     }
 
-    fn endpoint_status(&self, endpoint: &Arc<Endpoint>, now: Instant) -> EndpointSnapshot {
+    /// Why an endpoint gets no requests, apart from panic, which asks for no reason.
+    fn why(&self, endpoint: &Endpoint, set: &Set, now: Instant) -> Option<String> {
+        let state = &endpoint.state;
+        if endpoint.weight == 0 {
+            return Some("its weight is 0".to_owned());
+        }
+        if !endpoint.is_resolved() {
+            let Address::Tcp { host, .. } = &endpoint.address else { return None };
+            let error = self.lock_lookups().get(host).and_then(|last| last.error.clone());
+            return Some(
+                error.map_or_else(|| "its name is being looked up".to_owned(), |error| format!("its name has no address: {error}")),
+            );
+        }
+        if self.rules.outlier.is_some() && state.ejected_until(now).is_some() {
+            return Some(format!("{} failed attempts in a row", state.consecutive_errors(now)));
+        }
+        if !self.rules.is_healthy(endpoint) {
+            let last = state.last_check().and_then(|last| last.error);
+            return Some(last.map_or_else(|| "not checked yet".to_owned(), |error| error.to_string()));
+        }
+        let first = set.members.iter().filter(|other| self.rules.available(other, now)).map(|other| other.priority).min();
+        let waits = first.filter(|first| *first < endpoint.priority)?;
+        Some(format!("stands by: its priority is {}, and endpoints of priority {waits} are available", endpoint.priority))
+    }
+
+    fn endpoint_status(&self, endpoint: &Arc<Endpoint>, set: &Set, now: Instant) -> EndpointSnapshot {
         let state = &endpoint.state;
         let ejected = state.ejected_until(now).filter(|_| self.rules.outlier.is_some());
         let word = match (ejected, &self.rules.health) {
@@ -84,6 +115,7 @@ impl Upstream {
             in_flight: state.in_flight(),
             ewma_ms: f64::from(state.ewma.read(now)) * 1e3,
             consecutive_errors: state.consecutive_errors(now),
+            why: self.why(endpoint, set, now),
             ejected_until: ejected.map(|until| SystemTime::now() + until.saturating_duration_since(now)),
             last_check: self.rules.health.as_ref().and_then(|_| state.last_check()),
             endpoint: endpoint.clone(),

@@ -9,7 +9,7 @@ use super::pool::EndpointPool;
 use super::{Attempt, FailKind, MakePool, Observer, PickArgs, PickError, Unobserved, Upstream, UpstreamState};
 use crate::config::upstream::{self as config, Balance, Endpoint, Health, Outlier};
 use crate::config::{At, Problems};
-use crate::discovery::{Lookup, Resolver};
+use crate::discovery::{Answer, Found, Lookup, Question, Resolver};
 use crate::units::{Percent, Setting};
 
 const MS: Duration = Duration::from_millis(1);
@@ -227,6 +227,40 @@ fn weight_zero_gets_nothing() {
 }
 
 #[test]
+fn the_least_loaded_of_many_is_picked_also_when_others_have_ended_or_it_comes_back() {
+    let urls: Vec<String> = (0..50).map(|n| format!("http://10.0.0.{n}")).collect();
+    let endpoints: Vec<(&str, u32)> = urls.iter().map(|url| (&**url, 1)).collect();
+    let config = config::Upstream { balance: Balance::LeastRequests, ..written(&endpoints) };
+    let (upstream, now) = (compile(&config), Instant::now());
+    let mut held: Vec<Attempt> = (0..200).map(|_| pick(&upstream, now).expect("picks")).collect();
+    let loads = || upstream.endpoints().iter().map(|endpoint| endpoint.state.in_flight()).collect::<Vec<_>>();
+    assert_eq!(loads(), vec![4; 50]);
+    let ended = held.remove(77).endpoint().index;
+    assert_eq!(pick(&upstream, now).expect("picks").endpoint().index, ended);
+    for attempt in held.iter().filter(|attempt| attempt.endpoint().index == 7).take(1) {
+        (0..5).for_each(|_| attempt.failed(now, MS, FailKind::Connect));
+    }
+    held.extend((0..51).map(|_| pick(&upstream, now).expect("picks")));
+    assert_eq!(loads()[7], 4, "it was out");
+    assert_eq!(pick(&upstream, now + Duration::from_secs(31)).expect("picks").endpoint().index, 7);
+}
+
+#[test]
+fn p2c_starves_nobody_a_slow_endpoint_is_tried_again() {
+    let config = config::Upstream { balance: Balance::P2c, ..written(&[("http://10.0.0.1", 1), ("http://10.0.0.2", 1)]) };
+    let (upstream, start) = (compile(&config), Instant::now());
+    let mut slow = Vec::new();
+    for step in 0..1_200u32 {
+        let now = start + 100 * MS * step;
+        let attempt = pick(&upstream, now).expect("picks");
+        let took = if attempt.endpoint().index == 0 { 5_000 * MS } else { 10 * MS };
+        attempt.succeeded(now, took);
+        slow.extend((attempt.endpoint().index == 0).then_some(step / 10));
+    }
+    assert!((2..=10).contains(&slow.len()), "in two minutes, at these seconds: {slow:?}");
+}
+
+#[test]
 fn an_endpoint_that_comes_back_starts_slowly() {
     let config = config::Upstream { slow_start: crate::units::Duration::from_secs(10), ..four() };
     let (upstream, now) = (compile(&config), Instant::now());
@@ -311,9 +345,15 @@ impl Names {
 }
 
 impl Resolver for Names {
-    fn lookup(&self, _: &str, _: u16) -> Lookup {
-        let held = self.0.lock().expect("no panic").clone();
-        Box::pin(async move { Ok(held) })
+    fn lookup(&self, _: &Question) -> Lookup {
+        let found = self
+            .0
+            .lock()
+            .expect("no panic")
+            .iter()
+            .map(|address| Found { address: *address, weight: 1, priority: 0, target: "".into() })
+            .collect();
+        Box::pin(async move { Ok(Answer { found, ttl: Duration::MAX, missing: Vec::new() }) })
     }
 }
 

@@ -1,8 +1,9 @@
 //! A byte stream to an endpoint.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -20,6 +21,30 @@ pub enum Wire {
 }
 
 impl Wire {
+    /// The address at the other end.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(tcp) => tcp.peer_addr().ok(),
+            Self::Tls(tls) => tls.get_ref().0.peer_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Whether there is nothing to read, not even an end, as far as the runtime has heard.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        let waits = |read: io::Result<usize>| read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        match self {
+            Self::Tcp(io) => waits(io.try_read(&mut byte)),
+            Self::Unix(io) => waits(io.try_read(&mut byte)),
+            // Session tickets may come at any time, and are no answer.
+            Self::Tls(io) => {
+                let mut cx = Context::from_waker(Waker::noop());
+                Pin::new(io.as_mut()).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
+            }
+        }
+    }
+
     /// Whether it may keep bytes that were written until it is flushed.
     pub(super) fn buffers(&self) -> bool {
         match self {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::client::{get, request};
-use crate::support::{Answer, Gate, Gateway, Refused, Then, Upstream, eventually};
+use crate::support::h2::Client;
+use crate::support::{Answer, Gate, Gateway, Refused, Then, Upstream, block_on, eventually};
 
 fn yaml(route: &str, parts: &[&str], more: &str) -> String {
     let count = parts.len();
@@ -406,4 +407,69 @@ fn parts_are_balanced_and_retried_like_any_call() {
         assert_eq!(gateway.get("/home").status, 200);
     }
     assert!(gateway.metric("gateway_retries_total{upstream=\"up\"}") >= 3.0);
+}
+
+/// A list of about this many bytes, with numbers that only text can hold, in objects with white space here and there.
+fn large(bytes: usize) -> String {
+    let mut text = "{\"data\": {\"items\": [".to_owned();
+    while text.len() < bytes {
+        text.push_str("{\"id\": 18446744073709551617.0e-2 ,\"total\":1e400,\"note\":\"gr\u{fc}n \\u00e9 \\\"x\\\"\"}, ");
+    }
+    text + "null]}}"
+}
+
+#[test]
+fn large_parts_arrive_byte_for_byte_and_changed_ones_with_their_numbers() {
+    let text = large(1 << 20);
+    let body = text.clone();
+    let up = Upstream::serve(move |request, conn| match request.target.as_str() {
+        "/chunked" => {
+            conn.write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
+            for piece in body.as_bytes().chunks(100_003) {
+                conn.write(format!("{:x}\r\n", piece.len()));
+                conn.write(piece);
+                conn.write("\r\n");
+            }
+            conn.write("0\r\n\r\n");
+            Then::Keep
+        }
+        _ => conn.ok(&body),
+    });
+    let parts = [
+        "name: whole, upstream: u0, path: /whole",
+        "name: chunked, upstream: u0, path: /chunked",
+        "name: changed, upstream: u0, path: /whole, select: data.items, deny: [note], rename: { total: amount }",
+        "name: flat, upstream: u0, path: /whole, group: false",
+    ];
+    let gateway = Gateway::new(&yaml("", &parts, ""), &[up.address; 4]);
+    let items = text.strip_prefix("{\"data\": {\"items\": [").unwrap();
+    let changed = "{\"id\":18446744073709551617.0e-2,\"amount\":1e400},".repeat(items.matches("\"id\"").count());
+    let inner = &text["{\"data\": ".len()..text.len() - 1];
+    let expected = format!("{{\"whole\":{text},\"chunked\":{text},\"changed\":[{changed}null],\"data\":{inner}}}");
+    let answer = gateway.get("/home/1");
+    assert_eq!((answer.status, words(&answer)), (200, "whole=200, chunked=200, changed=200, flat=200"));
+    assert!(answer.text() == expected, "another text of {} bytes, not {}", answer.body.len(), expected.len());
+    assert_eq!(answer.header("content-length"), Some(expected.len().to_string().as_str()));
+    let mut raw = gateway.connect();
+    raw.send(request("HEAD", "/home/1", &[], ""));
+    assert_eq!(raw.read_to_head().header("content-length"), Some(expected.len().to_string().as_str()));
+    let logged = eventually("both are logged whole", || {
+        let lines = gateway.log();
+        (lines.len() == 2).then_some(lines)
+    });
+    assert_eq!(logged[0]["bytes_out"].as_u64(), Some(expected.len() as u64), "{}", logged[0]);
+}
+
+#[test]
+fn large_parts_reach_http2_clients_too() {
+    let text = large(300 << 10);
+    let body = text.clone();
+    let up = Upstream::serve(move |_, conn| conn.ok(&body));
+    let parts = ["name: a, upstream: u0, path: /", "name: b, upstream: u1, path: /"];
+    let gateway = Gateway::new(&yaml("", &parts, ""), &[up.address; 2]);
+    block_on(async {
+        let mut client = Client::connect(gateway.address()).await;
+        let reply = client.get("/home/1").await;
+        assert!(reply.text() == format!("{{\"a\":{text},\"b\":{text}}}"), "another text of {} bytes", reply.text().len());
+    });
 }

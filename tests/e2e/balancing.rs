@@ -158,6 +158,7 @@ fn what_upstreams_shows() {
     );
     assert_eq!((endpoint["connections"]["open"].as_u64(), endpoint["connections"]["idle"].as_u64()), (Some(1), Some(1)));
     assert!(endpoint["ewma_ms"].as_f64().unwrap() > 0.0 && endpoint["ejected_until"].is_null() && endpoint["last_check"]["ok"].is_null());
+    assert!(endpoint["why"].is_null() && endpoint["ejections"] == 0, "{endpoint}");
     for (index, count) in [(0, 6.0), (1, 2.0)] {
         let labels = format!("upstream=\"up\",endpoint=\"http://{}\"", addresses[index]);
         gateway.metric_becomes(&format!("gateway_upstream_requests_total{{{labels},status=\"200\"}}"), count);

@@ -13,9 +13,10 @@ fn an_overloaded_upstream_is_spared_and_gets_its_traffic_back() {
     let state = Arc::clone(&broken);
     let upstream = Upstream::serve(move |_, conn| if state.load(SeqCst) { conn.answer(503, "", "mine") } else { conn.ok("ok") });
     let yaml = "
-        upstreams: { up: { endpoints: [http://@0], breaker: adaptive } }
-        routes: [{ match: /*, upstream: up, retry: off }]";
-    let gateway = Gateway::new(yaml, &[upstream.address]);
+        upstreams: { up: { endpoints: [http://@0], breaker: adaptive }, other: { endpoints: [http://@1], breaker: adaptive } }
+        routes: [{ match: /*, upstream: up, retry: off }, { match: /other, upstream: other, retry: off }]";
+    let other = Upstream::text("other");
+    let gateway = Gateway::new(yaml, &[upstream.address, other.address]);
     let mut raw = gateway.connect();
     let answers: Vec<_> = (0..300).map(|_| raw.ask(get("/"))).collect();
     let dropped: Vec<_> = answers.iter().filter(|answer| answer.header("content-type") == Some("application/problem+json")).collect();
@@ -25,7 +26,9 @@ fn an_overloaded_upstream_is_spared_and_gets_its_traffic_back() {
     assert_eq!(upstream.count() + dropped.len(), 300);
     #[allow(clippy::cast_precision_loss)]
     gateway.metric_becomes("gateway_breaker_dropped_total{upstream=\"up\"}", dropped.len() as f64);
-    let breaker = gateway.admin_get("/upstreams").json()["upstreams"][0]["breaker"].clone();
+    assert!((0..50).all(|_| raw.ask(get("/other")).text() == "other"), "each upstream has a breaker of its own");
+    let upstreams = gateway.admin_get("/upstreams").json()["upstreams"].clone();
+    let breaker = &upstreams.as_array().unwrap().iter().find(|shown| shown["name"] == "up").unwrap()["breaker"];
     assert_eq!(breaker["mode"], "adaptive");
     assert!(breaker["drop"].as_f64().unwrap() > 0.5, "{breaker}");
 

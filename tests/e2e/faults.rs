@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use crate::support::client::get;
+use crate::support::client::{get, request};
 use crate::support::upstream::Unreachable;
 use crate::support::{End, Gateway, Refused, Then, Upstream, eventually};
 
@@ -165,38 +165,139 @@ fn flapping_endpoints_cost_no_idempotent_request() {
     assert!(flapping.iter().all(|upstream| upstream.count() > 5));
 }
 
-#[test]
-fn a_backend_restarted_under_load_costs_no_idempotent_request() {
-    let steady = Upstream::text("ok");
-    let mut restarted = Upstream::text("ok");
-    let address = restarted.address;
-    let yaml = "
-        upstreams: { up: { endpoints: [http://@0, http://@1], outlier: { errors: 3, eject_for: 100ms } } }
-        routes: [{ match: /*, upstream: up, retry: { attempts: 2, backoff: 1ms, budget: 100% } }]";
-    let gateway = Gateway::new(yaml, &[steady.address, address]);
+/// Four clients ask without a pause, in all idempotent ways, while `restart` does its work; what `retry` is by default must be enough.
+fn unnoticed(gateway: &Gateway, restart: impl FnOnce()) {
     let (over, served) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 let mut raw = gateway.connect();
-                while !over.load(SeqCst) {
-                    let answer = raw.ask(get("/"));
-                    assert_eq!(answer.status, 200, "{answer:?}");
+                for (method, body) in [("GET", ""), ("PUT", "body"), ("DELETE", "")].into_iter().cycle() {
+                    if over.load(SeqCst) {
+                        return;
+                    }
+                    let answer = raw.ask(request(method, "/", &[], body));
+                    assert_eq!(answer.status, 200, "{method}: {answer:?}");
                     served.fetch_add(1, SeqCst);
                 }
             });
         }
-        for _ in 0..5 {
-            std::thread::sleep(Duration::from_millis(80));
-            restarted.stop();
-            std::thread::sleep(Duration::from_millis(60));
-            restarted = Upstream::serve_on(address, |_, conn| conn.ok("ok"));
-        }
-        let before = restarted.count();
-        eventually("the restarted one serves again", || (restarted.count() > before).then_some(()));
+        restart();
         over.store(true, SeqCst);
     });
     assert!(served.load(SeqCst) > 100, "{served:?}");
+}
+
+/// Stops it, lets connections be refused for a while, and starts it again.
+fn restart(upstream: &mut Upstream, gap: Duration) {
+    let address = upstream.address;
+    upstream.stop();
+    std::thread::sleep(gap);
+    *upstream = Upstream::serve_on(address, |_, conn| conn.ok("ok"));
+    eventually("the restarted one serves again", || (upstream.count() > 10).then_some(()));
+}
+
+#[test]
+fn one_of_two_backends_restarted_under_load_costs_no_idempotent_request() {
+    let (steady, mut restarted) = (Upstream::text("ok"), Upstream::text("ok"));
+    let yaml = "
+        upstreams: { up: { endpoints: [http://@0, http://@1], outlier: { eject_for: 100ms } } }
+        routes: [{ match: /*, upstream: up }]";
+    let gateway = Gateway::new(yaml, &[steady.address, restarted.address]);
+    unnoticed(&gateway, || {
+        for _ in 0..4 {
+            std::thread::sleep(Duration::from_millis(80));
+            restart(&mut restarted, Duration::from_millis(60));
+        }
+    });
+}
+
+#[test]
+fn the_only_backend_restarted_under_load_costs_no_idempotent_request() {
+    for gap in [1, 100, 400] {
+        let mut upstream = Upstream::text("ok");
+        let gateway = Gateway::to(upstream.address, "");
+        unnoticed(&gateway, || {
+            for _ in 0..2 {
+                std::thread::sleep(Duration::from_millis(80));
+                restart(&mut upstream, Duration::from_millis(gap));
+            }
+        });
+    }
+}
+
+#[test]
+fn the_only_backend_is_waited_for_just_once_and_only_if_it_was_there() {
+    let yaml = "
+        upstreams: { up: { endpoints: [http://@0], connect_timeout: 1s } }
+        routes: [{ match: /*, upstream: up }, { match: /once, upstream: up, retry: off }]";
+    let refused = Refused::new();
+    let gateway = Gateway::new(yaml, &[refused.address]);
+    let ask = |gateway: &Gateway, path: &str| {
+        let started = Instant::now();
+        gateway.get(path).refused(502, "upstream_connect_failed");
+        started.elapsed()
+    };
+    let soon = Duration::from_millis(700);
+    assert!(ask(&gateway, "/") < soon, "it was never there");
+    let mut upstream = Upstream::text("ok");
+    let gateway = Gateway::new(yaml, &[upstream.address]);
+    assert_eq!(gateway.get("/").text(), "ok");
+    upstream.stop();
+    assert!(ask(&gateway, "/once") < soon, "without retries there is no waiting");
+    let (first, later) = (ask(&gateway, "/"), ask(&gateway, "/"));
+    assert!(first >= soon && later < soon, "{first:?}, then {later:?}");
+    let endpoint = format!("upstream=\"up\",endpoint=\"http://{}\"", upstream.address);
+    // However often it asked, an attempt is one attempt: 1 + 2 + 2.
+    gateway.metric_becomes(&format!("gateway_upstream_requests_total{{{endpoint},status=\"upstream_connect_failed\"}}"), 5.0);
+    gateway.metric_becomes("gateway_retries_total{upstream=\"up\"}", 2.0);
+}
+
+#[test]
+fn a_burst_of_requests_asks_for_the_only_backend_one_at_a_time() {
+    let mut upstream = Upstream::text("ok");
+    let gateway = Gateway::to(upstream.address, "");
+    let address = upstream.address;
+    assert_eq!(gateway.get("/").text(), "ok");
+    upstream.stop();
+    let mut raws: Vec<_> = (0..100).map(|_| gateway.connect()).collect();
+    raws.iter_mut().for_each(|raw| {
+        raw.send(request("POST", "/", &[], "x"));
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    let _back = Upstream::serve_on(address, |_, conn| conn.ok("back"));
+    raws.iter_mut().for_each(|raw| assert_eq!(raw.read().text(), "back"));
+    // Not one of them needed a retry, and the budget of 30 for little traffic was enough for all.
+    gateway.metric_becomes("gateway_retries_total{upstream=\"up\"}", 0.0);
+    gateway.metric_becomes("gateway_retries_denied_total{upstream=\"up\"}", 0.0);
+}
+
+#[test]
+fn a_websocket_waits_for_the_only_backend_too() {
+    let mut upstream = Upstream::text("ok");
+    let gateway = Gateway::to(upstream.address, "");
+    let address = upstream.address;
+    assert_eq!(gateway.get("/").text(), "ok");
+    upstream.stop();
+    let mut raw = gateway.connect();
+    raw.send(request(
+        "GET",
+        "/",
+        &[
+            ("connection", "upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ],
+        "",
+    ));
+    std::thread::sleep(Duration::from_millis(200));
+    let _back = Upstream::serve_on(address, |request, conn| {
+        assert_eq!(request.header("upgrade"), Some("websocket"));
+        conn.answer(426, "", "not here")
+    });
+    let answer = raw.read();
+    assert_eq!((answer.status, answer.text().as_str()), (426, "not here"));
 }
 
 #[test]
@@ -258,10 +359,12 @@ fn an_endpoint_is_ejected_and_returns() {
     let endpoint = gateway.admin_get("/upstreams").json()["upstreams"][0]["endpoints"][0].clone();
     assert_eq!(endpoint["state"], "ejected");
     assert!(endpoint["ejected_until"].is_string());
+    assert_eq!((endpoint["why"].as_str(), endpoint["ejections"].as_u64()), (Some("3 failed attempts in a row"), Some(1)));
     broken.store(false, SeqCst);
     eventually("it is back", || (raw.ask(get("/")).text() == "flaky").then_some(()));
     let endpoint = gateway.admin_get("/upstreams").json()["upstreams"][0]["endpoints"][0].clone();
     assert_eq!((endpoint["state"].as_str(), endpoint["consecutive_errors"].as_u64()), (Some("healthy"), Some(0)));
+    assert_eq!((&endpoint["why"], endpoint["ejections"].as_u64()), (&serde_json::Value::Null, Some(1)));
     gateway.metric_becomes(&format!("gateway_upstream_ejections_total{{upstream=\"up\",endpoint=\"http://{}\"}}", flaky.address), 1.0);
 }
 

@@ -4,7 +4,7 @@
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::certs::Authority;
 use crate::support::client::get;
@@ -62,6 +62,7 @@ fn an_endpoint_that_fails_its_checks_gets_no_requests_until_it_passes_again() {
     gateway.metric_becomes(&healthy, 0.0);
     assert!((0..10).all(|_| gateway.get("/").text() == "well"));
     assert!(endpoint(&gateway, 0)["last_check"]["at"].is_string());
+    assert_eq!(endpoint(&gateway, 0)["why"], "status 503, expected 200-399");
 
     status.store(204, SeqCst);
     becomes(&gateway, 0, "healthy", None);
@@ -70,6 +71,22 @@ fn an_endpoint_that_fails_its_checks_gets_no_requests_until_it_passes_again() {
     let log = gateway.admin_get("/metrics").text();
     assert!(!log.contains("tollgate-health"));
     assert!(gateway.log().iter().all(|line| line["path"] == "/"), "checks are no requests");
+}
+
+#[test]
+fn an_endpoint_that_is_out_is_checked_more_often_each_time_on_a_connection_of_its_own() {
+    let well = Arc::new(AtomicBool::new(false));
+    let state = Arc::clone(&well);
+    let upstream = Upstream::serve(move |_, conn| conn.answer(if state.load(SeqCst) { 200 } else { 503 }, "", ""));
+    let yaml = checked("[http://@0]", "path: /, healthy: 1", "").replace("interval: 60ms", "interval: 1m");
+    let gateway = Gateway::new(&yaml, &[upstream.address]);
+    becomes(&gateway, 0, "unhealthy", Some("status 503, expected 200-399"));
+    well.store(true, SeqCst);
+    let since = Instant::now();
+    becomes(&gateway, 0, "healthy", None);
+    // Every 2 s while it is out, ± 10 %, not every minute.
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    assert_eq!((upstream.count(), upstream.connections()), (2, 2));
 }
 
 #[test]

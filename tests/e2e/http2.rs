@@ -286,6 +286,58 @@ fn an_upload_waits_for_the_upstream() {
 }
 
 #[test]
+fn slow_readers_do_not_hold_up_others_on_the_same_upstream_connection() {
+    let large = vec![b'x'; 1024 * 1024];
+    let upstream = H2Upstream::serve(move |stream| {
+        let body = if stream.0.uri().path() == "/quick" { large[..100 * 1024].to_vec() } else { large.clone() };
+        async move { reply(stream, 200, &[], &body, &[]).await }
+    });
+    let gateway = Gateway::new(&h2_route(""), &[upstream.address]);
+    block_on(async {
+        let mut slow = Client::connect(gateway.address()).await;
+        let mut unread = Vec::new();
+        for _ in 0..40 {
+            let (response, _) = slow.start(request("GET", "/large", &[]), b"").await.unwrap();
+            unread.push(response.await.unwrap().into_body());
+        }
+        // As much as is taken of them has been.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut quick = Client::connect(gateway.address()).await;
+        let answer = tokio::time::timeout(PATIENCE, quick.get("/quick")).await.expect("slow readers hold everybody up");
+        assert_eq!(answer.body.len(), 100 * 1024);
+        drop(unread);
+    });
+    assert!(upstream.connections().iter().all(|connection| *connection == 0), "it was one connection: {:?}", upstream.connections());
+}
+
+#[test]
+fn uploads_that_wait_do_not_hold_up_others_on_the_same_connection() {
+    let stuck = H2Upstream::serve(|(request, _respond)| async move {
+        let _body = request.into_body();
+        std::future::pending::<()>().await;
+    });
+    let echo = Upstream::serve(|request, conn| conn.ok(request.body.len().to_string()));
+    let yaml = "
+        server: { workers: 1, timeouts: { drain: 200ms } }
+        upstreams: { stuck: { endpoints: [http://@0], protocol: h2 }, echo: { endpoints: [http://@1] } }
+        routes: [{ match: /stuck, upstream: stuck }, { match: /quick, upstream: echo }]";
+    let gateway = Gateway::new(yaml, &[stuck.address, echo.address]);
+    block_on(async {
+        let mut client = Client::connect(gateway.address()).await;
+        let mut waiting = Vec::new();
+        for _ in 0..60 {
+            let (response, mut stream) = client.open(request("POST", "/stuck", &[])).await.unwrap();
+            // A window's worth each.
+            stream.send_data(vec![b'x'; 65535].into(), false).unwrap();
+            waiting.push((response, stream));
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let answer = tokio::time::timeout(PATIENCE, client.ask(request("POST", "/quick", &[]), &vec![b'y'; 200_000])).await;
+        assert_eq!(answer.expect("uploads that wait hold the others up").unwrap().text(), "200000");
+    });
+}
+
+#[test]
 fn a_transfer_that_moves_is_not_idle() {
     let upstream = Upstream::serve(|request, conn| {
         if request.method == "POST" {

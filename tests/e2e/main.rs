@@ -8,6 +8,7 @@ mod support;
 mod access_log;
 mod admin;
 mod aggregate;
+mod allocations;
 mod auth;
 mod balancing;
 mod body_limit;

@@ -105,6 +105,47 @@ fn bodies_are_copied_up_to_64_kib() {
 }
 
 #[test]
+fn trailers_are_copied_as_the_upstream_gets_them() {
+    let (main, shadow) = (Upstream::text("main"), Upstream::text("shadow"));
+    let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[main.address, shadow.address]);
+    for (path, body, text) in [("/body", "2\r\nhi\r\n", "hi"), ("/none", "", "")] {
+        let sent = format!(
+            "POST {path} HTTP/1.1\r\nHost: site\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum, authorization\r\n\r\n\
+             {body}0\r\nx-sum: 1\r\nauthorization: Bearer x\r\n\r\n"
+        );
+        assert_eq!(gateway.ask(sent).text(), "main");
+        let copied = eventually("the copy", || shadow.requests().into_iter().find(|request| request.target == path));
+        assert_eq!((copied.trailers, copied.body), (main.last().trailers, text.as_bytes().to_vec()), "{path}");
+        assert_eq!(main.last().trailers, [("x-sum".to_owned(), "1".to_owned())]);
+    }
+    result(&gateway, "sent", 2.0);
+}
+
+#[test]
+fn a_copy_has_no_more_time_than_the_answer_and_does_not_hold_up_the_end() {
+    let main = Upstream::text("main");
+    let hangs = Upstream::serve(|_, conn| {
+        conn.wait_end();
+        Then::Close
+    });
+    let gateway = Gateway::new(&mirrored("timeout: 200ms,", "{ upstream: shadow }"), &[main.address, hangs.address]);
+    let started = Instant::now();
+    assert_eq!(gateway.get("/").text(), "main");
+    result(&gateway, "failed", 1.0);
+    assert!(started.elapsed() >= Duration::from_millis(190), "it was given up early: {:?}", started.elapsed());
+    eventually("its connection is closed", || (hangs.open() == 0).then_some(()));
+
+    // A gateway that stops does not wait for copies.
+    let gateway = Gateway::new(&mirrored("timeout: 60s,", "{ upstream: shadow }"), &[main.address, hangs.address]);
+    assert_eq!(gateway.get("/").text(), "main");
+    eventually("the copy is under way", || (hangs.open() == 1).then_some(()));
+    let started = Instant::now();
+    drop(gateway);
+    eventually("the copy is gone", || (hangs.open() == 0).then_some(()));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[test]
 fn a_body_that_never_ends_is_not_copied() {
     let (main, shadow) = (Upstream::echo(), Upstream::text("shadow"));
     let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[main.address, shadow.address]);

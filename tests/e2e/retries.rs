@@ -181,6 +181,39 @@ fn a_slow_try_is_given_up_for_another() {
 }
 
 #[test]
+fn a_try_is_not_given_up_while_the_client_uploads() {
+    let upstream = Upstream::echo();
+    for attempts in [0, 1] {
+        let retry = format!("retry: {{ attempts: {attempts}, when: [timeout], per_try_timeout: 150ms, backoff: 1ms }}");
+        let gateway = Gateway::to(upstream.address, &retry);
+        let before = upstream.count();
+        let mut raw = gateway.connect();
+        raw.send("PUT / HTTP/1.1\r\nHost: site\r\nContent-Length: 5\r\n\r\nhel");
+        std::thread::sleep(Duration::from_millis(400));
+        let answer = raw.ask("lo");
+        assert_eq!((answer.status, answer.json()["body"].as_str()), (200, Some("hello")));
+        assert_eq!(upstream.count(), before + 1);
+    }
+}
+
+#[test]
+fn a_try_is_given_up_in_its_time_after_the_upload() {
+    let slow = Upstream::serve(|_, conn| {
+        conn.wait_end();
+        Then::Close
+    });
+    let gateway = Gateway::to(slow.address, "timeout: 5s\nretry: { attempts: 1, when: [timeout], per_try_timeout: 300ms, backoff: 1ms }");
+    let mut raw = gateway.connect();
+    raw.send("PUT / HTTP/1.1\r\nHost: site\r\nContent-Length: 5\r\n\r\nhel");
+    std::thread::sleep(Duration::from_millis(500));
+    let ended = Instant::now();
+    raw.ask("lo").refused(504, "upstream_timeout");
+    let took = ended.elapsed();
+    assert!((Duration::from_millis(580)..Duration::from_secs(3)).contains(&took), "two tries of 300 ms: {took:?}");
+    assert_eq!(slow.count(), 2);
+}
+
+#[test]
 fn all_tries_together_stay_within_the_timeout() {
     let slow = Upstream::serve(|_, conn| {
         conn.wait_end();
@@ -197,19 +230,31 @@ fn all_tries_together_stay_within_the_timeout() {
     assert!((2..=4).contains(&slow.count()), "{}", slow.count());
 }
 
+/// Busy once, with these header fields.
+fn busy_once(fields: &'static str) -> Upstream {
+    let calls = AtomicUsize::new(0);
+    Upstream::serve(move |_, conn| match calls.fetch_add(1, SeqCst) {
+        0 => conn.answer(503, fields, "later"),
+        _ => conn.ok("ok"),
+    })
+}
+
 #[test]
 fn retry_after_is_waited_for_when_it_is_short() {
-    let (seen, calls) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let counted = Arc::clone(&calls);
-    let upstream = Upstream::serve(move |_, conn| match counted.fetch_add(1, SeqCst) {
-        0 => conn.answer(503, "retry-after: 1\r\n", "later"),
-        _ => conn.ok("ok"),
-    });
+    for fields in ["retry-after: 1\r\n", "date: Wed, 21 Oct 2026 12:00:00 GMT\r\nretry-after: Wed, 21 Oct 2026 12:00:01 GMT\r\n"] {
+        let upstream = busy_once(fields);
+        let gateway = Gateway::to(upstream.address, "retry: { when: [503], backoff: 1ms }");
+        let started = Instant::now();
+        assert_eq!(gateway.get("/").text(), "ok", "{fields}");
+        assert!(started.elapsed() >= Duration::from_millis(990), "{:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn a_retry_after_that_is_over_is_not_waited_for() {
+    let upstream = busy_once("retry-after: Wed, 21 Oct 2015 07:28:00 GMT\r\n");
     let gateway = Gateway::to(upstream.address, "retry: { when: [503], backoff: 1ms }");
-    let started = Instant::now();
     assert_eq!(gateway.get("/").text(), "ok");
-    assert!(started.elapsed() >= Duration::from_millis(990), "{:?}", started.elapsed());
-    drop(seen);
 }
 
 #[test]
@@ -257,6 +302,33 @@ fn retries_in_a_total_outage_stay_within_the_budget() {
     assert!(gateway.metric("gateway_retries_denied_total{upstream=\"up\"}") > 0.0);
     #[allow(clippy::cast_precision_loss)]
     gateway.metric_becomes("gateway_retries_total{upstream=\"up\"}", (attempts - requests) as f64);
+}
+
+#[test]
+fn attempts_on_an_upstream_that_is_gone_stay_within_the_budget() {
+    let mut upstream = Upstream::text("ok");
+    let yaml = "
+        upstreams: { up: { endpoints: [http://@0], connect_timeout: 200ms } }
+        routes: [{ match: /*, upstream: up, retry: { attempts: 3, backoff: 1ms } }]";
+    let gateway = Gateway::new(yaml, &[upstream.address]);
+    assert_eq!(gateway.get("/").text(), "ok");
+    upstream.stop();
+    let (threads, each) = (8, 50);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut raw = gateway.connect();
+                for _ in 0..each {
+                    assert_eq!(raw.ask(get("/")).status, 502);
+                }
+            });
+        }
+    });
+    let requests = f64::from(threads * each);
+    let series = "gateway_upstream_requests_total{upstream=\"up\",endpoint=\"http://@0\",status=\"upstream_connect_failed\"}";
+    let attempts = gateway.metric(&series.replace("@0", &upstream.address.to_string()));
+    assert!((requests..=1.3 * requests).contains(&attempts), "{attempts} attempts for {requests} requests");
+    assert!(gateway.metric("gateway_retries_denied_total{upstream=\"up\"}") > 0.0);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::endpoints::{endpoint_id, host_port, is_listener};
 use super::{not_zero, sticky_selectors};
 use crate::config::resolve::later;
-use crate::config::upstream::{Balance, Discover, Health, Protocol, Upstream};
+use crate::config::upstream::{Balance, Discover, Health, Protocol, Upstream, is_service};
 use crate::config::{At, Config, Problems};
 use crate::units::Setting;
 
@@ -138,8 +138,19 @@ fn check_discover(discover: &Discover, at: &At, config: &Config, problems: &mut 
     match &discover.dns {
         Some(name) => {
             let authority = name.strip_prefix("https://").unwrap_or(name);
-            if !matches!(host_port(authority), Ok((_, Some(_)))) {
-                problems.error(at.key("dns"), format!("\"{name}\" is not a name with a port")).help("write NAME:PORT or https://NAME:PORT");
+            match host_port(authority) {
+                Ok((name, Some(_))) if is_service(&name) => {
+                    problems
+                        .error(at.key("dns"), format!("\"{name}\" is a service, whose SRV records have the ports"))
+                        .help("leave the port out");
+                }
+                Ok((_, Some(_))) => {}
+                Ok((name, None)) if is_service(&name) => {}
+                Ok((_, None)) | Err(_) => {
+                    problems
+                        .error(at.key("dns"), format!("\"{name}\" is not a name with a port"))
+                        .help("write NAME:PORT, https://NAME:PORT, or _SERVICE._tcp.NAME for SRV records");
+                }
             }
         }
         None if !refused && !config.is_damaged(at) => {

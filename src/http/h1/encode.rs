@@ -5,7 +5,7 @@ use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST, MAX_FORWARDS, SET_COOKIE, TE,
     TRAILER, TRANSFER_ENCODING,
 };
-use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderName, StatusCode, Version};
 
 /// The end of a chunked body without trailers.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
@@ -15,46 +15,43 @@ pub fn is_target(target: &[u8]) -> bool {
     !target.is_empty() && target.iter().all(|&byte| byte > b' ' && byte != 0x7F)
 }
 
-/// Writes the head of an HTTP/1.1 request. Nothing is written, and `false` returned, if `target` would not be one for its reader.
-#[must_use]
-pub fn request_head(out: &mut impl BufMut, method: &Method, target: &[u8], headers: &HeaderMap) -> bool {
-    if !is_target(target) {
-        return false;
-    }
-    out.put_slice(method.as_str().as_bytes());
-    out.put_slice(b" ");
-    out.put_slice(target);
-    out.put_slice(b" HTTP/1.1\r\n");
-    fields(out, headers);
-    out.put_slice(b"\r\n");
-    true
-}
-
-/// Writes the head of a response; anything but HTTP/1.0 is written as HTTP/1.1. Without `reason` the status has its usual phrase, or
-/// none.
-pub fn response_head(out: &mut impl BufMut, version: Version, status: StatusCode, reason: Option<&[u8]>, headers: &HeaderMap) {
+/// Writes the first line of a response; anything but HTTP/1.0 is written as HTTP/1.1. Without `reason` the status has its usual phrase,
+/// or none.
+pub fn status_line(out: &mut impl BufMut, version: Version, status: StatusCode, reason: Option<&[u8]>) {
     if reason.is_none() && status == StatusCode::OK && version != Version::HTTP_10 {
-        out.put_slice(b"HTTP/1.1 200 OK\r\n");
-    } else {
-        out.put_slice(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
-        out.put_slice(status.as_str().as_bytes());
-        out.put_slice(b" ");
-        let safe = reason.filter(|reason| reason.iter().all(|&byte| byte == b'\t' || byte >= b' ' && byte != 0x7F));
-        out.put_slice(safe.unwrap_or_else(|| status.canonical_reason().unwrap_or_default().as_bytes()));
-        out.put_slice(b"\r\n");
+        return out.put_slice(b"HTTP/1.1 200 OK\r\n");
     }
-    fields(out, headers);
+    out.put_slice(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+    out.put_slice(status.as_str().as_bytes());
+    out.put_slice(b" ");
+    let safe = reason.filter(|reason| reason.iter().all(|&byte| byte == b'\t' || byte >= b' ' && byte != 0x7F));
+    out.put_slice(safe.unwrap_or_else(|| status.canonical_reason().unwrap_or_default().as_bytes()));
     out.put_slice(b"\r\n");
 }
 
-/// Writes field lines.
-pub fn fields(out: &mut impl BufMut, headers: &HeaderMap) {
-    for (name, value) in headers {
-        out.put_slice(name.as_str().as_bytes());
-        out.put_slice(b": ");
-        out.put_slice(value.as_bytes());
-        out.put_slice(b"\r\n");
+/// Writes a field line.
+#[inline]
+pub fn field(out: &mut impl BufMut, name: &str, value: &[u8]) {
+    out.put_slice(name.as_bytes());
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
+}
+
+/// Writes a number.
+pub fn decimal(out: &mut impl BufMut, number: u64) {
+    let mut digits = [0_u8; 20];
+    let mut rest = number;
+    let mut first = digits.len();
+    for (at, digit) in digits.iter_mut().enumerate().rev() {
+        *digit = b'0' + u8::try_from(rest % 10).unwrap_or_default();
+        rest /= 10;
+        first = at;
+        if rest == 0 {
+            break;
+        }
     }
+    out.put_slice(digits.get(first..).unwrap_or_default());
 }
 
 /// Writes the line before `len` bytes of a chunk; a chunk of 0 bytes would end the body, so none is written for it.
@@ -80,10 +77,7 @@ pub fn announced(headers: &HeaderMap) -> Vec<HeaderName> {
 pub fn last_chunk(out: &mut impl BufMut, trailers: &HeaderMap, announced: &[HeaderName]) {
     out.put_slice(b"0\r\n");
     for (name, value) in trailers.iter().filter(|(name, _)| announced.contains(name) && may_be_trailer(name)) {
-        out.put_slice(name.as_str().as_bytes());
-        out.put_slice(b": ");
-        out.put_slice(value.as_bytes());
-        out.put_slice(b"\r\n");
+        field(out, name.as_str(), value.as_bytes());
     }
     out.put_slice(b"\r\n");
 }

@@ -15,8 +15,8 @@ const ON_STACK: usize = 64;
 const MAX_EMPTY: usize = 16;
 /// Room for fields that the gateway adds to a request, so that the map need not grow and hash all of them anew.
 const REQUEST_SPARE: usize = 8;
-/// The same for a response.
-const RESPONSE_SPARE: usize = 4;
+/// The same for a response: CORS, limits and security fields are a dozen.
+const RESPONSE_SPARE: usize = 12;
 
 /// What a head may be at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +112,7 @@ pub struct ResponseHead {
     pub version: Version,
     /// The reason phrase if it is not the usual one of the status.
     pub reason: Option<Bytes>,
-    /// Fields in the order in which they came.
+    /// Fields in the order in which they came, without `Connection: keep-alive`.
     pub headers: HeaderMap,
     /// Which of the fields that matter to framing and forwarding are among them.
     pub survey: Survey,
@@ -136,7 +136,7 @@ pub fn parse_request(buf: &mut BytesMut, seen: &mut usize, limits: Limits) -> Re
     let Some(line) = parse(buf, limits, &mut spans, request_line)? else { return incomplete(buf, limits) };
     *seen = 0;
     let head = buf.split_to(line.len).freeze();
-    let (headers, survey) = spans.fields(&head, REQUEST_SPARE)?;
+    let (headers, survey) = spans.fields(&head, REQUEST_SPARE, |_, _| false)?;
     let (method, target) = line.start;
     Ok(Some(RequestHead { method, target: target.of(&head), version: line.version, headers, survey, head_len: line.len }))
 }
@@ -153,7 +153,7 @@ pub fn parse_response(buf: &mut BytesMut, seen: &mut usize, limits: Limits) -> R
     let Some(line) = parse(buf, limits, &mut spans, status_line)? else { return incomplete(buf, limits) };
     *seen = 0;
     let head = buf.split_to(line.len).freeze();
-    let (headers, survey) = spans.fields(&head, RESPONSE_SPARE)?;
+    let (headers, survey) = spans.fields(&head, RESPONSE_SPARE, says_nothing)?;
     let (status, reason) = line.start;
     Ok(Some(ResponseHead { status, version: line.version, reason: reason.map(|reason| reason.of(&head)), headers, survey }))
 }
@@ -167,7 +167,7 @@ pub(super) fn parse_trailers(section: &Bytes, max_fields: usize) -> Result<Heade
         Ok(_) => return Err(ParseError::BadLine),
         Err(error) => return Err(ParseError::new(error, ParseError::BadField)),
     }
-    Ok(spans.fields(section, 0)?.0)
+    Ok(spans.fields(section, 0, |_, _| false)?.0)
 }
 
 /// A head that is not complete must not be too long already.
@@ -177,6 +177,12 @@ fn incomplete<T>(buf: &[u8], limits: Limits) -> Result<Option<T>, ParseError> {
     }
     let begun = buf.get(empty_bytes(buf)..).unwrap_or_default();
     Err(if begun.contains(&b'\n') { ParseError::HeadTooLarge } else { ParseError::TargetTooLong })
+}
+
+/// Whether a field of a response goes without saying and ends at this hop: most servers send it with each answer, and whoever passes
+/// the answer on would have to find it and take it out again.
+fn says_nothing(name: &[u8], value: &[u8]) -> bool {
+    name.len() == 10 && value == b"keep-alive" && name.eq_ignore_ascii_case(b"connection")
 }
 
 /// Bytes of empty lines in front.
@@ -246,11 +252,14 @@ impl Spans {
     }
 
     #[inline]
-    fn fields(&self, head: &Bytes, spare: usize) -> Result<(HeaderMap, Survey), ParseError> {
+    fn fields(&self, head: &Bytes, spare: usize, skip: impl Fn(&[u8], &[u8]) -> bool) -> Result<(HeaderMap, Survey), ParseError> {
         let spans = self.few.get(..self.len).unwrap_or(&self.many);
         let mut headers = HeaderMap::try_with_capacity(self.len + spare).map_err(|_| ParseError::TooManyFields)?;
         let mut survey = Survey::default();
         for (name, value) in spans {
+            if skip(name.bytes(head), value.bytes(head)) {
+                continue;
+            }
             let name = HeaderName::from_bytes(name.bytes(head)).map_err(|_| ParseError::BadField)?;
             let value = HeaderValue::from_maybe_shared(value.of(head)).map_err(|_| ParseError::BadField)?;
             survey.add(&name);

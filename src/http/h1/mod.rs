@@ -5,6 +5,7 @@
 //! wants a task (or a driver polled beside the request), channels between the two and a body that waits in a third, which was more
 //! than half of the instructions of a proxied request.
 
+pub mod block;
 pub mod decode;
 pub mod encode;
 pub mod fields;

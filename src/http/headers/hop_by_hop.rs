@@ -1,7 +1,9 @@
 //! Fields that concern one connection only, and must not reach the next one (RFC 9110 section 7.6.1).
 
-use http::header::{CONNECTION, TE, UPGRADE};
+use http::header::{CONNECTION, Entry, TE, UPGRADE};
 use http::{HeaderMap, HeaderValue};
+
+use super::Survey;
 
 /// What the removed fields said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,8 +50,27 @@ fn index(name: &str) -> Option<usize> {
     }
 }
 
-/// Removes them, in requests and responses alike: the nine known ones, and each one named in any `Connection` line.
-pub fn remove_hop_by_hop(headers: &mut HeaderMap) -> HopByHop {
+/// Removes them, in requests and responses alike: the nine known ones, and each one named in any `Connection` line. `survey` is that
+/// of `headers`: most messages have none, or a `Connection` that says what goes without saying.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap, survey: Survey) -> HopByHop {
+    if !survey.hop_by_hop() {
+        return HopByHop::default();
+    }
+    if survey.only_connection()
+        && let Entry::Occupied(connection) = headers.entry(CONNECTION)
+        && connection.iter().nth(1).is_none()
+    {
+        let close = connection.get() == "close";
+        let keep_alive = connection.get() == "keep-alive";
+        if close || keep_alive {
+            connection.remove();
+            return HopByHop { close, keep_alive, ..HopByHop::default() };
+        }
+    }
+    remove_any(headers)
+}
+
+fn remove_any(headers: &mut HeaderMap) -> HopByHop {
     let mut found = [false; NAMES.len()];
     let mut any = false;
     for name in headers.keys() {
@@ -102,6 +123,11 @@ mod tests {
 
     use super::*;
 
+    fn remove(headers: &mut HeaderMap) -> HopByHop {
+        let survey = Survey::of(headers);
+        remove_hop_by_hop(headers, survey)
+    }
+
     fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
@@ -115,7 +141,7 @@ mod tests {
         let mut headers: HeaderMap = NAMES.iter().map(|name| (HeaderName::from_static(name), HeaderValue::from_static("x"))).collect();
         headers.insert("trailer", HeaderValue::from_static("x"));
         headers.insert("accept", HeaderValue::from_static("x"));
-        remove_hop_by_hop(&mut headers);
+        remove(&mut headers);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>().len(), 2);
         assert!(headers.contains_key("trailer") && headers.contains_key("accept"));
     }
@@ -131,7 +157,7 @@ mod tests {
             ("x-user-id", "2"),
             ("accept", "x"),
         ]);
-        let seen = remove_hop_by_hop(&mut headers);
+        let seen = remove(&mut headers);
         assert!(seen.close && seen.connection_upgrade && !seen.keep_alive);
         assert_eq!(headers.len(), 1);
     }
@@ -139,10 +165,10 @@ mod tests {
     #[test]
     fn te_and_upgrade_are_reported() {
         let mut headers = map(&[("te", "gzip"), ("te", "deflate, Trailers;q=1"), ("upgrade", "h2c"), ("http2-settings", "x")]);
-        let seen = remove_hop_by_hop(&mut headers);
+        let seen = remove(&mut headers);
         assert!(seen.te_trailers && headers.is_empty());
         assert_eq!(seen.upgrade, Some(HeaderValue::from_static("h2c")));
-        let seen = remove_hop_by_hop(&mut map(&[("te", "gzip"), ("upgrade", "a"), ("upgrade", "b")]));
+        let seen = remove(&mut map(&[("te", "gzip"), ("upgrade", "a"), ("upgrade", "b")]));
         assert_eq!(seen, HopByHop::default());
     }
 
@@ -150,7 +176,7 @@ mod tests {
     fn bytes_that_are_no_name_do_not_hide_the_others() {
         let mut headers = map(&[("x-a", "1")]);
         headers.append(CONNECTION, HeaderValue::from_bytes(b"\xff, x-a, b d").unwrap());
-        remove_hop_by_hop(&mut headers);
+        remove(&mut headers);
         assert!(headers.is_empty());
     }
 }

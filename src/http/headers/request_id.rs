@@ -28,20 +28,31 @@ pub fn make_request_id(now_ms: u64) -> HeaderValue {
     new_request_id(now_ms, random())
 }
 
+/// Each byte as two digits: one look-up for two of them.
+static HEX: [[u8; 2]; 256] = {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut table = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = [DIGITS[byte >> 4], DIGITS[byte & 15]];
+        byte += 1;
+    }
+    table
+};
+
 /// A UUIDv7 from milliseconds since 1970 and random bits, of which 74 are used.
 pub fn new_request_id(now_ms: u64, random: u128) -> HeaderValue {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     const VERSION: u128 = 0xf << 76;
     const VARIANT: u128 = 0b11 << 62;
     let random = random & ((1 << 80) - 1) & !VERSION & !VARIANT;
     let bits = (u128::from(now_ms) << 80) | (7 << 76) | (0b10 << 62) | random;
+    let mut digits = [0; 32];
+    for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(bits.to_be_bytes()) {
+        *pair = HEX[usize::from(byte)];
+    }
     let mut text = [b'-'; 36];
-    let mut shift = 128;
-    for (index, place) in text.iter_mut().enumerate() {
-        if !matches!(index, 8 | 13 | 18 | 23) {
-            shift -= 4;
-            *place = DIGITS[(bits >> shift) as usize & 15];
-        }
+    for (place, from) in [(0..8, 0..8), (9..13, 8..12), (14..18, 12..16), (19..23, 16..20), (24..36, 20..32)] {
+        text[place].copy_from_slice(&digits[from]);
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }

@@ -17,6 +17,9 @@ impl Survey {
     const COOKIE: u16 = 1 << 6;
     const CONNECTION: u16 = 1 << 7;
     const KEEP_ALIVE: u16 = 1 << 8;
+    /// Any other field of one connection.
+    const OTHER_HOP: u16 = 1 << 9;
+    const HOP_BY_HOP: u16 = Self::TRANSFER_ENCODING | Self::UPGRADE | Self::CONNECTION | Self::KEEP_ALIVE | Self::OTHER_HOP;
 
     /// Looks over the names.
     pub fn of(headers: &HeaderMap) -> Self {
@@ -60,6 +63,14 @@ impl Survey {
     pub fn connection(self) -> bool {
         self.0 & Self::CONNECTION != 0
     }
+    /// Any field that concerns one connection only.
+    pub fn hop_by_hop(self) -> bool {
+        self.0 & Self::HOP_BY_HOP != 0
+    }
+    /// Of the fields that concern one connection only, none but `Connection`.
+    pub fn only_connection(self) -> bool {
+        self.0 & Self::HOP_BY_HOP == Self::CONNECTION
+    }
     /// `Keep-Alive`.
     pub fn keep_alive(self) -> bool {
         self.0 & Self::KEEP_ALIVE != 0
@@ -78,6 +89,9 @@ fn bit(name: &str) -> u16 {
         (10, "keep-alive") => Survey::KEEP_ALIVE,
         (14, "content-length") => Survey::CONTENT_LENGTH,
         (17, "transfer-encoding") => Survey::TRANSFER_ENCODING,
+        (2, "te") | (14, "http2-settings") | (16, "proxy-connection") | (18, "proxy-authenticate") | (19, "proxy-authorization") => {
+            Survey::OTHER_HOP
+        }
         _ => 0,
     }
 }

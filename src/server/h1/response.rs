@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, response};
+use http::{HeaderName, Method, StatusCode, Version, response};
 use http_body::{Body, Frame};
 
 use crate::http::h1::encode;
@@ -44,59 +44,65 @@ impl Asked {
     }
 }
 
-/// Writes a response's head into `out`; says how its body ends and whether the connection goes on.
-pub(super) fn begin(parts: &mut response::Parts, body: &impl Body, asked: &Asked, out: &mut Outbox) -> (Ending, bool) {
-    let headers = &mut parts.headers;
-    let ending = ending(parts.status, headers, body, asked);
+/// Writes a response's head into `out`; says how its body ends and whether the connection goes on. What says so in the head is made
+/// here, in the one pass over the fields that writes them.
+pub(super) fn begin(parts: &response::Parts, body: &impl Body, asked: &Asked, out: &mut Outbox) -> (Ending, bool) {
+    let ending = Ending::of(parts, body, asked);
     let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-    let mut keep_alive = asked.keep_alive && !matches!(ending, Ending::Close);
-    if switching {
-        keep_alive = false;
-    } else if headers.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close")) {
-        keep_alive = false;
-    } else if !keep_alive {
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    } else if asked.version == Version::HTTP_10 {
-        headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
-    }
-    if !headers.contains_key(DATE) && !parts.status.is_informational() {
-        headers.insert(DATE, date());
-    }
+    // Of a body that is not sent, the length stays that of the answer to a GET.
+    let keep_length = matches!(ending, Ending::None) && parts.status != StatusCode::NO_CONTENT && !parts.status.is_informational();
+    let (mut close, mut dated) = (!asked.keep_alive || switching || matches!(ending, Ending::Close), parts.status.is_informational());
+    let out = &mut out.front;
+    out.reserve(HEAD_ROOM);
     let reason = parts.extensions.get::<hyper::ext::ReasonPhrase>().map(hyper::ext::ReasonPhrase::as_bytes);
-    out.front.reserve(HEAD_ROOM);
-    encode::response_head(&mut out.front, asked.version, parts.status, reason, headers);
-    (ending, keep_alive)
-}
-
-fn ending(status: StatusCode, headers: &mut HeaderMap, body: &impl Body, asked: &Asked) -> Ending {
-    if status == StatusCode::NO_CONTENT || status.is_informational() {
-        headers.remove(CONTENT_LENGTH);
-        return Ending::None;
-    }
-    if asked.head || status == StatusCode::NOT_MODIFIED {
-        // The length is that of the answer to a GET, as whoever made the response has it.
-        return Ending::None;
-    }
-    match body.size_hint().exact() {
-        Some(length) => {
-            let said = headers.get(CONTENT_LENGTH).and_then(|said| said.to_str().ok()?.parse::<u64>().ok());
-            if said != Some(length) {
-                headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-            }
-            Ending::Length(length)
+    encode::status_line(out, asked.version, parts.status, reason);
+    for (name, value) in &parts.headers {
+        if *name == CONTENT_LENGTH && !keep_length || *name == TRANSFER_ENCODING {
+            continue;
         }
-        None => {
-            headers.remove(CONTENT_LENGTH);
-            if asked.version == Version::HTTP_10 {
-                return Ending::Close;
-            }
-            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-            Ending::Chunked(encode::announced(headers))
+        if *name == CONNECTION && !switching {
+            close |= value.as_bytes().eq_ignore_ascii_case(b"close");
+            continue;
+        }
+        dated |= *name == DATE;
+        encode::field(out, name.as_str(), value.as_bytes());
+    }
+    match &ending {
+        Ending::Length(length) => {
+            out.put_slice(b"content-length: ");
+            encode::decimal(out, *length);
+            out.put_slice(b"\r\n");
+        }
+        Ending::Chunked(_) => out.put_slice(b"transfer-encoding: chunked\r\n"),
+        Ending::None | Ending::Close => {}
+    }
+    if !dated {
+        date(|date| encode::field(out, "date", date));
+    }
+    if !switching {
+        match (close, asked.version) {
+            (true, _) => out.put_slice(b"connection: close\r\n"),
+            (false, Version::HTTP_10) => out.put_slice(b"connection: keep-alive\r\n"),
+            (false, _) => {}
         }
     }
+    out.put_slice(b"\r\n");
+    (ending, !close)
 }
 
 impl Ending {
+    fn of(parts: &response::Parts, body: &impl Body, asked: &Asked) -> Self {
+        let bodiless = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) || parts.status.is_informational();
+        if bodiless || asked.head {
+            return Self::None;
+        }
+        match body.size_hint().exact() {
+            Some(length) => Self::Length(length),
+            None if asked.version == Version::HTTP_10 => Self::Close,
+            None => Self::Chunked(encode::announced(&parts.headers)),
+        }
+    }
+
     /// Puts a frame of the body into `out`.
     ///
     /// # Errors
@@ -155,27 +161,23 @@ impl Ending {
 pub(super) struct TooLong;
 
 thread_local! {
-    static NOW: RefCell<(u64, HeaderValue)> = const { RefCell::new((0, HeaderValue::from_static(""))) };
+    static NOW: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
 }
 
-/// The `Date` of a response that has none; written anew once a second.
-fn date() -> HeaderValue {
+/// Gives the `Date` of a response that has none; written anew once a second.
+fn date(write: impl FnOnce(&[u8])) {
     let second = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    NOW.with_borrow_mut(|(at, value)| {
+    NOW.with_borrow_mut(|(at, text)| {
         if *at != second {
-            let text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
-            if let Ok(new) = HeaderValue::from_str(&text) {
-                (*at, *value) = (second, new);
-            }
+            (*at, *text) = (second, httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second)));
         }
-        value.clone()
-    })
+        write(text.as_bytes());
+    });
 }
 
 /// An answer to bytes that are no request: there is nobody else to make one.
-pub(super) fn refuse(parts: &mut response::Parts, bytes: &Bytes, out: &mut BytesMut) {
-    parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    parts.headers.insert(DATE, date());
-    encode::response_head(out, Version::HTTP_11, parts.status, None, &parts.headers);
-    out.put_slice(bytes);
+pub(super) fn refuse(parts: &response::Parts, bytes: &Bytes, out: &mut Outbox) {
+    let asked = Asked { version: Version::HTTP_11, head: false, keep_alive: false };
+    begin(parts, &http_body_util::Full::new(bytes.clone()), &asked, out);
+    out.front.put_slice(bytes);
 }

@@ -12,15 +12,13 @@ use bytes::{Buf, Bytes, BytesMut};
 use http_body::Frame;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
-use crate::http::h1::{BodyLength, Decoded, Decoder, Limits, ParseError, RequestHead, parse_request};
+use crate::http::h1::{BodyLength, Decoded, Decoder, Limits, ParseError, RequestHead, block, parse_request};
 use crate::http::incoming::{BodySource, Broken};
 use crate::http::upgrade::BoxedStream;
 use crate::server::io::ClientIo;
 
-/// Room for the first read of a request: enough for most heads with a small body.
-const FIRST_READ: usize = 4 << 10;
-/// Most that is read of a body at once.
-const LARGEST_READ: usize = 64 << 10;
+/// Bytes read at a time where many come.
+const LARGE: usize = 64 << 10;
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// What is read and written on an HTTP/1 connection.
@@ -33,8 +31,8 @@ struct Inner {
     buf: BytesMut,
     /// How much of `buf` was looked at for the end of a head.
     seen: usize,
-    /// Size of the next read of a body: it doubles while reads fill it.
-    read_size: usize,
+    /// Whether the last read filled all the room it had.
+    much: bool,
     /// Of the current request's body.
     decoder: Decoder,
     /// Number of the current request.
@@ -71,7 +69,7 @@ impl Wire {
             io: Some(io),
             buf: BytesMut::from(prefix),
             seen: 0,
-            read_size: FIRST_READ,
+            much: false,
             decoder: Decoder::Done,
             number: 0,
             owed: b"",
@@ -104,7 +102,7 @@ impl Wire {
             if inner.eof {
                 return Poll::Ready(inner.hung_up());
             }
-            match ready!(inner.poll_read(cx, FIRST_READ)) {
+            match ready!(inner.poll_read(cx)) {
                 Ok(0) => inner.eof = true,
                 Ok(_) => {}
                 Err(_) => return Poll::Ready(inner.hung_up()),
@@ -130,7 +128,7 @@ impl Wire {
             return false;
         }
         if !inner.eof {
-            match inner.poll_read(cx, FIRST_READ) {
+            match inner.poll_read(cx) {
                 Poll::Ready(Ok(0)) => inner.eof = true,
                 Poll::Ready(Ok(_)) | Poll::Pending => {}
                 Poll::Ready(Err(_)) => return true,
@@ -165,7 +163,7 @@ impl Wire {
     pub(super) fn rest(&self) {
         let inner = &mut *self.lock();
         inner.seen = 0;
-        inner.read_size = FIRST_READ;
+        inner.much = false;
         if inner.buf.is_empty() {
             inner.buf = BytesMut::new();
         }
@@ -215,24 +213,28 @@ impl Inner {
         if self.buf.is_empty() { Heard::End } else { Heard::Cut }
     }
 
-    /// One read of up to about `room` bytes, behind what is in the buffer.
-    fn poll_read(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
+    /// One read, behind what is in the buffer: into the block that all connections share, or into a buffer of this one where much
+    /// comes.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(io) = &mut self.io else { return Poll::Ready(Ok(0)) };
-        if self.buf.capacity() == 0 {
-            if !io.may_be_readable(cx) {
-                return Poll::Pending;
-            }
-            self.buf = BytesMut::with_capacity(room);
-        } else if self.buf.capacity() - self.buf.len() < room / 2 {
+        if !self.much {
+            let read = ready!(block::poll_read(io, &mut self.buf, cx))?;
+            self.much = read.full;
+            return Poll::Ready(Ok(read.bytes));
+        }
+        if self.buf.capacity() - self.buf.len() < LARGE / 2 {
             // Takes the old memory again if nobody refers to it any more.
-            self.buf.reserve(room);
+            self.buf.reserve(LARGE);
         }
-        let read = pin!(io.read_buf(&mut self.buf)).poll(cx);
-        if read.is_pending() && self.buf.is_empty() {
-            // Most connections wait most of the time; they shall not hold memory.
-            self.buf = BytesMut::new();
-        }
-        read
+        let Poll::Ready(read) = pin!(io.read_buf(&mut self.buf)).poll(cx) else {
+            // A body that stalls takes no memory.
+            if self.buf.is_empty() {
+                self.buf = BytesMut::new();
+            }
+            return Poll::Pending;
+        };
+        self.much = matches!(read, Ok(read) if read >= block::BLOCK);
+        Poll::Ready(read)
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
@@ -248,10 +250,8 @@ impl Inner {
             if ready!(self.poll_continue(cx)).is_err() {
                 return Poll::Ready(self.break_off());
             }
-            let room = self.read_size;
-            match ready!(self.poll_read(cx, room)) {
+            match ready!(self.poll_read(cx)) {
                 Ok(0) => self.eof = true,
-                Ok(read) if read >= self.read_size => self.read_size = (self.read_size * 4).min(LARGEST_READ),
                 Ok(_) => {}
                 Err(_) => return Poll::Ready(self.break_off()),
             }
@@ -321,6 +321,10 @@ impl Outbox {
             let step = written.min(part.remaining());
             part.advance(step);
             written -= step;
+        }
+        if self.piece.is_empty() {
+            // An empty slice would still hold the memory it came from, and whoever reads there could not use it again.
+            self.piece = Bytes::new();
         }
     }
 }

@@ -5,9 +5,10 @@ use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, response};
 
 use super::call::{CallFailure, Failure};
+use super::chunks::Chunks;
 use super::merge::{Input, merge};
-use super::read::Failed;
-use super::run::{End, Good};
+use super::read::{Document, Failed};
+use super::run::End;
 use super::{Aggregate, Outcome};
 use crate::error::{Reason, Refusal};
 
@@ -15,13 +16,13 @@ use crate::error::{Reason, Refusal};
 const PARTS: HeaderName = HeaderName::from_static("x-tollgate-parts");
 
 /// The outcome of `ends`, one for each part. `head`: the answer has no body.
-pub(super) fn answer(aggregate: &Aggregate, ends: &[End], head: bool) -> Outcome {
+pub(super) async fn answer(aggregate: &Aggregate, ends: &[End], head: bool) -> Outcome {
     let words: Vec<(&str, String)> = aggregate.parts.iter().zip(ends).map(|(part, end)| (part.name.as_str(), word(end))).collect();
     let line = words.iter().map(|(name, word)| format!("{name}={word}")).collect::<Vec<_>>().join(", ");
     let line = HeaderValue::from_maybe_shared(Bytes::from(line)).ok();
     let answer = match refusal(aggregate, ends) {
         Some(refusal) => Err(refusal),
-        None => merged(aggregate, ends, head),
+        None => merged(aggregate, ends, head).await,
     };
     let answer = match answer {
         Ok((mut parts, body)) => {
@@ -40,7 +41,7 @@ pub(super) fn answer(aggregate: &Aggregate, ends: &[End], head: bool) -> Outcome
 
 fn word(end: &End) -> String {
     match end {
-        Ok(good) => good.document.status.as_str().to_owned(),
+        Ok(document) => document.status.as_str().to_owned(),
         Err(failed) => failed.failure.to_string(),
     }
 }
@@ -75,20 +76,23 @@ fn refuse(status: StatusCode, detail: &'static str) -> Box<Refusal> {
     refusal
 }
 
-fn merged(aggregate: &Aggregate, ends: &[End], head: bool) -> Result<(response::Parts, Bytes), Box<Refusal>> {
+async fn merged(aggregate: &Aggregate, ends: &[End], head: bool) -> Result<(response::Parts, Chunks), Box<Refusal>> {
     let good = || aggregate.parts.iter().zip(ends).filter_map(|(part, end)| Some((part, end.as_ref().ok()?)));
-    let inputs: Vec<Input<'_>> = good()
-        .map(|(part, good)| Input { group: part.group.then_some(part.name.as_str()), value: good.value(), shape: &part.shape })
-        .collect();
-    let body =
-        merge(&inputs, aggregate.on_conflict).map_err(|_| refuse(StatusCode::BAD_GATEWAY, "Two parts of the answer set the same key."))?;
+    let inputs: Vec<Input<'_>> =
+        good().map(|(part, document)| Input { name: &part.name, value: &document.content.value, shape: &part.plan.shape }).collect();
+    let body = merge(&inputs, aggregate.on_conflict)
+        .await
+        .map_err(|_| refuse(StatusCode::BAD_GATEWAY, "Two parts of the answer set the same key."))?;
     let (mut parts, ()) = Response::new(()).into_parts();
     parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-    let cache =
-        if inputs.len() < ends.len() { Some(HeaderValue::from_static("no-store")) } else { strictest(good().map(|(_, good)| good)) };
+    let cache = if inputs.len() < ends.len() {
+        Some(HeaderValue::from_static("no-store"))
+    } else {
+        strictest(good().map(|(_, document)| document))
+    };
     parts.headers.extend(cache.map(|cache| (CACHE_CONTROL, cache)));
-    Ok((parts, if head { Bytes::new() } else { Bytes::from(body) }))
+    Ok((parts, if head { Chunks::default() } else { body }))
 }
 
 /// What the parts' `Cache-Control` fields say together.
@@ -132,8 +136,8 @@ impl Caching {
     }
 }
 
-fn strictest<'a>(parts: impl Iterator<Item = &'a Good>) -> Option<HeaderValue> {
+fn strictest<'a>(parts: impl Iterator<Item = &'a Document>) -> Option<HeaderValue> {
     let mut caching = Caching::default();
-    parts.for_each(|good| caching.add(&good.document.headers));
+    parts.for_each(|document| caching.add(&document.headers));
     caching.value()
 }

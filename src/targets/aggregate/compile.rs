@@ -1,11 +1,10 @@
 //! From what is written to an [`Aggregate`]: every check that can be made at load is made here.
 
-use std::collections::BTreeSet;
-
 use http::{HeaderName, Method};
 
-use super::merge::Shape;
-use super::{Aggregate, Part};
+use super::pick::Plan;
+use super::shape::Shape;
+use super::{Aggregate, Dependency, Part};
 use crate::config::problem::Severity;
 use crate::config::{At, Problems, route};
 use crate::http::headers::is_hop_by_hop;
@@ -38,6 +37,7 @@ pub(super) fn aggregate(written: &route::Aggregate, at: &At, params: &[Param], p
         parts.extend(self::part(part, upstream, &names, &at, params, problems));
     }
     if errors(problems) == before {
+        dependencies(&mut parts);
         cycles(&parts, &at.key("parts"), problems);
     }
     (errors(problems) == before).then(|| Aggregate {
@@ -74,26 +74,36 @@ fn part(written: &route::Part, upstream: usize, names: &[String], at: &At, param
     if written.allow.is_some() && written.deny.is_some() {
         problems.error(at.key("deny").its_key(), "`allow` and `deny` exclude each other").help("`allow` alone drops every other key");
     }
-    let set = |keys: &Vec<String>| keys.iter().cloned().collect::<BTreeSet<_>>();
-    let template = template?;
-    // In the order of the template's references, each found by `Template::parse`.
-    let dependencies = template.part_refs().iter().filter_map(|r| names.iter().position(|name| *name == r.part)).collect();
     Some(Part {
         name: written.name.clone(),
         upstream,
         method: method?,
-        template,
-        dependencies,
+        template: template?,
+        dependencies: Vec::new(),
         timeout: written.timeout.as_ref().and_then(Setting::on).map(|timeout| timeout.get()),
         required: written.required,
-        select: select.unwrap_or_default(),
-        shape: Shape {
-            allow: written.allow.as_ref().map(set),
-            deny: written.deny.as_ref().map(set).unwrap_or_default(),
-            rename: written.rename.clone(),
-        },
-        group: written.group,
+        plan: Plan { paths: vec![select.unwrap_or_default()], shape: Shape::new(written), group: written.group },
     })
+}
+
+/// Notes for each part which values it needs of others, and for these that they are needed.
+fn dependencies(parts: &mut [Part]) {
+    let names: Vec<String> = parts.iter().map(|part| part.name.clone()).collect();
+    for index in 0..parts.len() {
+        // In the order of the template's references; that the parts exist was checked by `UrlTemplate::parse`.
+        let references = parts.get(index).map(|part| part.template.part_refs().to_vec()).unwrap_or_default();
+        for reference in references {
+            let needed = names.iter().position(|name| *name == reference.part);
+            let Some((needed, plan)) = needed.and_then(|needed| Some((needed, &mut parts.get_mut(needed)?.plan))) else { continue };
+            let value = plan.paths.iter().skip(1).position(|path| *path == reference.path).unwrap_or_else(|| {
+                plan.paths.push(reference.path);
+                plan.paths.len() - 2
+            });
+            if let Some(part) = parts.get_mut(index) {
+                part.dependencies.push(Dependency { part: needed, value });
+            }
+        }
+    }
 }
 
 fn method(text: &str, at: &At, problems: &mut Problems) -> Option<Method> {
@@ -165,7 +175,7 @@ fn cycles(parts: &[Part], at: &At, problems: &mut Problems) {
     let mut settled = vec![false; parts.len()];
     // Whatever can run is taken away until nothing changes; what is left waits for itself.
     loop {
-        let ready = |part: &Part| part.dependencies.iter().all(|d| settled.get(*d).copied().unwrap_or(true));
+        let ready = |part: &Part| part.dependencies.iter().all(|d| settled.get(d.part).copied().unwrap_or(true));
         let Some(index) = parts.iter().enumerate().position(|(i, part)| !settled[i] && ready(part)) else { break };
         settled[index] = true;
     }
@@ -185,7 +195,7 @@ fn reaches_itself(parts: &[Part], start: usize) -> bool {
     let mut seen = vec![false; parts.len()];
     let mut todo = vec![start];
     while let Some(index) = todo.pop() {
-        for &next in parts.get(index).map_or(&[][..], |part| &part.dependencies) {
+        for next in parts.get(index).map_or(&[][..], |part| &part.dependencies).iter().map(|needed| needed.part) {
             if next == start {
                 return true;
             }

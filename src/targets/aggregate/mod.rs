@@ -1,18 +1,24 @@
 //! One answer from several calls (semantics, section 14).
 //!
-//! [`compile`] checks everything at load, [`run`] calls the parts at the same time under one deadline, [`read`] bounds and checks
-//! what comes back, [`merge`] makes one object of it, [`answer`] the response. Values stay text all the way: nothing is rebuilt
-//! that is not renamed or filtered.
+//! [`compile`] checks everything at load, [`run`] calls the parts at the same time under one deadline, [`read`] bounds what comes back,
+//! [`scan`] checks it in one pass in which [`pick`] takes out of it what is wanted, [`merge`] makes one object of that, [`answer`] the
+//! response. Values stay text all the way, and large ones stay where they were received: only what is renamed or filtered is rebuilt.
 
 mod answer;
 mod call;
+mod chunks;
 mod compile;
 mod json;
 mod merge;
+mod object;
+mod pick;
 mod read;
 mod run;
+mod scan;
+mod shape;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::time::{Duration, Instant};
 
@@ -21,13 +27,14 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, response};
 
 pub use call::{CallFailure, Caller, PartRequest, PartResponse};
+pub use chunks::Chunks;
 
 use crate::config::route::OnConflict;
 use crate::config::{At, Problems, route};
 use crate::error::Refusal;
 use crate::http::Exchange;
 use crate::http::template::{Param, UrlTemplate};
-use merge::Shape;
+use pick::Plan;
 
 /// A compiled aggregate.
 #[derive(Debug)]
@@ -48,21 +55,28 @@ struct Part {
     upstream: usize,
     method: Method,
     template: UrlTemplate,
-    /// The parts its template refers to, one for each reference.
-    dependencies: Vec<usize>,
+    /// The values its template takes out of other parts, one for each reference.
+    dependencies: Vec<Dependency>,
     /// `None`: the route's alone.
     timeout: Option<Duration>,
     required: bool,
-    select: Vec<String>,
-    shape: Shape,
-    group: bool,
+    /// What is wanted of its answer.
+    plan: Plan,
+}
+
+/// A value of another part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Dependency {
+    part: usize,
+    /// Its place in that part's [`pick::Content::needed`].
+    value: usize,
 }
 
 /// What an aggregate has to say.
 #[derive(Debug)]
 pub struct Outcome {
     /// The answer, or the refusal to make a problem of.
-    pub answer: Result<(response::Parts, Bytes), Box<Refusal>>,
+    pub answer: Result<(response::Parts, Chunks), Box<Refusal>>,
     /// Each part's end as in `x-tollgate-parts`, for the access log. `None`: no part was called.
     pub parts: Option<HeaderValue>,
 }
@@ -118,7 +132,7 @@ impl Aggregate {
             return Outcome { answer: Err(refusal), parts: None };
         }
         let ends = run::Run::new(self, caller, exchange, headers, body, deadline).finish().await;
-        answer::answer(self, &ends, exchange.method == Method::HEAD)
+        answer::answer(self, &ends, exchange.method == Method::HEAD).await
     }
 }
 

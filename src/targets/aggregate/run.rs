@@ -11,29 +11,13 @@ use http::uri::PathAndQuery;
 
 use super::call::{CallFailure, Caller, Failure, PartRequest};
 use super::read::{self, Document, Failed};
-use super::{Aggregate, Part, json};
+use super::{Aggregate, Dependency, Part};
 use crate::error::{Reason, Refusal};
 use crate::http::Exchange;
 use crate::http::template::Scope;
 
 /// How a part ended.
-pub(super) type End = Result<Good, Failed>;
-
-/// A part with a value.
-#[derive(Debug)]
-pub(super) struct Good {
-    /// What it answered.
-    pub document: Document,
-    /// Where the selected value stands in it; `None` is absent.
-    pub value: Option<std::ops::Range<usize>>,
-}
-
-impl Good {
-    /// The selected value.
-    pub(super) fn value(&self) -> Option<&str> {
-        self.document.text().get(self.value.clone()?)
-    }
-}
+pub(super) type End = Result<Document, Failed>;
 
 /// Checks, before anything is called, that the request has all values the parts' templates want of it.
 pub(super) fn check(aggregate: &Aggregate, exchange: &Exchange) -> Result<(), Box<Refusal>> {
@@ -141,7 +125,7 @@ impl<'a, C: Caller> Run<'a, C> {
 
     /// Whether a part that `part` needs has not ended.
     fn waits(&self, part: &Part) -> bool {
-        part.dependencies.iter().any(|needed| matches!(self.ends.get(*needed), Some(None)))
+        part.dependencies.iter().any(|needed| matches!(self.ends.get(needed.part), Some(None)))
     }
 
     fn request(&self, part: &Part) -> Result<PartRequest, Failure> {
@@ -157,13 +141,11 @@ impl<'a, C: Caller> Run<'a, C> {
 
     /// What the template takes out of other parts' answers, before their `select` and `rename`.
     fn values(&self, part: &Part) -> Result<Vec<String>, Failure> {
-        let value = |needed: &usize, path: &[String]| {
-            let Some(Some(Ok(good))) = self.ends.get(*needed) else { return None };
-            let document = good.document.text();
-            json::scalar(document.get(json::select(document, path)?)?).filter(|text| !text.is_empty())
+        let value = |needed: &Dependency| match self.ends.get(needed.part) {
+            Some(Some(Ok(document))) => document.content.needed.get(needed.value).cloned().flatten(),
+            Some(Some(Err(_)) | None) | None => None,
         };
-        let references = part.dependencies.iter().zip(part.template.part_refs());
-        references.map(|(needed, reference)| value(needed, &reference.path).ok_or(Failure::NoValue)).collect()
+        part.dependencies.iter().map(|needed| value(needed).ok_or(Failure::NoValue)).collect()
     }
 }
 
@@ -189,16 +171,10 @@ async fn call<C: Caller>(caller: &C, part: &Part, limit: u64, request: PartReque
     let deadline = [own, deadline].into_iter().flatten().min();
     let work = async {
         let response = caller.call(part.upstream, request, deadline).await.map_err(Failure::Call)?;
-        read::document(response, limit).await
+        read::document(response, &part.plan, limit).await
     };
-    let document = match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| Failure::Call(CallFailure::Timeout))??,
-        None => work.await?,
-    };
-    let text = document.text();
-    let value = json::select(text, &part.select);
-    if !part.group && value.clone().and_then(|place| text.get(place)).is_some_and(|value| !json::is_object(value)) {
-        return Err(Failure::NotObject.into());
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| Failure::Call(CallFailure::Timeout))?,
+        None => work.await,
     }
-    Ok(Good { document, value })
 }

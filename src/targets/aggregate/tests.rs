@@ -1,6 +1,8 @@
 //! Aggregates from configuration to answer, with upstreams that answer when the test says so.
 
 mod load;
+mod model;
+pub(super) mod texts;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -13,6 +15,24 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::http::template::sample::{exchange, params, with_claims, with_param};
+
+/// The output of a future that never waits.
+pub(super) fn now<F: Future>(future: F) -> F::Output {
+    match std::pin::pin!(future).poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(output) => output,
+        std::task::Poll::Pending => panic!("it waits"),
+    }
+}
+
+/// All bytes of a body.
+pub(super) fn bytes_of(chunks: Chunks) -> Vec<u8> {
+    now(http_body_util::BodyExt::collect(chunks)).unwrap().to_bytes().to_vec()
+}
+
+/// The plan of a part with these keys.
+pub(super) fn plan(extra: Value) -> Plan {
+    compile(&[part("a", "/", extra)]).parts.remove(0).plan
+}
 
 /// What an upstream does when it is called.
 #[derive(Clone)]
@@ -163,7 +183,7 @@ fn seen(outcome: Outcome) -> (u16, String, String) {
         Ok((parts, body)) => {
             assert_eq!(parts.headers["x-tollgate-parts"], line);
             assert_eq!(parts.headers["content-type"], "application/json");
-            (parts.status.as_u16(), line, String::from_utf8(body.to_vec()).unwrap())
+            (parts.status.as_u16(), line, String::from_utf8(bytes_of(body)).unwrap())
         }
         Err(refusal) => (refusal.status().as_u16(), line, refusal.reason.as_str().to_owned()),
     }

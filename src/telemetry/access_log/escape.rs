@@ -5,6 +5,10 @@ use std::io::Write as _;
 /// Appends `bytes` as the inside of a JSON string. Escaped are quotes, backslashes, control characters (C0, DEL, C1), line separators,
 /// and marks that reorder or hide text. A byte that is not UTF-8 becomes `\xNN` in the decoded string.
 pub fn escape(bytes: &[u8], out: &mut Vec<u8>) {
+    // All at once, so that the compiler compares sixteen bytes at a time: nearly nothing needs an escape.
+    if bytes.iter().fold(true, |clean, byte| clean & plain(*byte)) {
+        return out.extend_from_slice(bytes);
+    }
     let mut rest = bytes;
     while let Some(at) = rest.iter().position(|byte| !plain(*byte)) {
         let (clean, dirty) = rest.split_at(at);

@@ -115,6 +115,11 @@ impl EndpointMetrics {
         self.shards.of(worker).ejections.one();
     }
 
+    /// How often it was ejected.
+    pub fn ejections(&self) -> u64 {
+        self.shards.sum(|shard| &shard.ejections)
+    }
+
     /// Whether the endpoint is available: not unhealthy, not ejected, weight above 0. It begins as not available.
     pub fn set_healthy(&self, healthy: bool) {
         if self.healthy.load(Relaxed) != healthy {

@@ -1,7 +1,6 @@
 //! What a connection has read. Small answers are read into a block that all connections of a worker share and that is cut into
 //! slices, so waiting for one takes no memory and reading it no allocation; a long body gets a buffer of its own.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
@@ -10,20 +9,13 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 
+use crate::http::h1::block::{self, BLOCK, LEAST};
 use crate::upstream::wire::Wire;
 
-/// The shared block. A slice that is kept keeps all of it, so it is not larger.
-const BLOCK: usize = 16 << 10;
-/// Least room for a read into the shared block.
-const LEAST: usize = 4 << 10;
 /// Bytes read at a time where many come.
 const LARGE: usize = 64 << 10;
 /// Room behind the end of a body.
 const SLACK: usize = 64;
-
-thread_local! {
-    static SHARED: Cell<BytesMut> = Cell::new(BytesMut::new());
-}
 
 /// What was read and not yet taken.
 #[derive(Debug, Default)]
@@ -62,23 +54,9 @@ impl Input {
     }
 
     fn read_shared(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut block = SHARED.take();
-        if block.capacity() < LEAST {
-            block = BytesMut::with_capacity(BLOCK);
-        }
-        let room = block.capacity();
-        let read = pin!(wire.read_buf(&mut block)).poll(cx);
-        if let Poll::Ready(Ok(read)) = &read {
-            let news = block.split();
-            if self.buffer.is_empty() {
-                self.buffer = news;
-            } else {
-                self.buffer.unsplit(news);
-            }
-            self.full = *read == room;
-        }
-        SHARED.set(block);
-        read
+        let read = ready!(block::poll_read(wire, &mut self.buffer, cx))?;
+        self.full = read.full;
+        Poll::Ready(Ok(read.bytes))
     }
 
     /// An idle connection has no buffer.

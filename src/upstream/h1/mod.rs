@@ -13,15 +13,13 @@ mod tunnel;
 
 use std::fmt;
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONNECTION;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use http_body::{Frame, SizeHint};
-use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::http::body::{BodyFailure, RequestBody};
 use crate::http::h1::decode::DecodeError;
@@ -129,6 +127,11 @@ impl H1 {
         }))
     }
 
+    /// Whether it goes to an address that the endpoint still has.
+    pub fn is_wanted(&self) -> bool {
+        self.0.open.is_wanted()
+    }
+
     /// Begins a request; [`H1::poll_head`] sends it. For a connection that is new or was found [`H1::is_ready`].
     ///
     /// # Errors
@@ -152,7 +155,7 @@ impl H1 {
         let inner = &mut *self.0;
         inner.pump(cx)?;
         loop {
-            if let Some(head) = parse_response(&mut inner.input.buffer, &mut inner.seen, LIMITS).map_err(Error::Parse)? {
+            if let Some(mut head) = parse_response(&mut inner.input.buffer, &mut inner.seen, LIMITS).map_err(Error::Parse)? {
                 if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
                     inner.interim += 1;
                     if inner.interim > MAX_INTERIM {
@@ -160,7 +163,8 @@ impl H1 {
                     }
                     continue;
                 }
-                return Poll::Ready(inner.begin_response(head));
+                inner.begin_response(&mut head)?;
+                return Poll::Ready(Ok(head));
             }
             if ready!(inner.input.poll_read(&mut inner.wire, cx, None)).map_err(|error| Error::Closed(Some(error)))? == 0 {
                 return Poll::Ready(Err(Error::Closed(inner.output.take_error())));
@@ -194,6 +198,18 @@ impl H1 {
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Some(Err(Error::Closed(Some(error))))),
             }
+        }
+    }
+
+    /// The whole of the response's body, if it came with the head.
+    pub fn take_whole_body(&mut self) -> Option<Bytes> {
+        let Inner { decoder, input, .. } = &mut *self.0;
+        match decoder {
+            Decoder::Length(length) if *length <= input.buffer.len() as u64 => match decoder.decode(&mut input.buffer) {
+                Ok(Decoded::Data(data)) => Some(data),
+                Ok(Decoded::Trailers(_) | Decoded::End | Decoded::NeedMore) | Err(_) => None,
+            },
+            Decoder::Length(_) | Decoder::Chunked(_) | Decoder::UntilClose | Decoder::Done => None,
         }
     }
 
@@ -238,9 +254,7 @@ impl H1 {
 
     /// Whether it can take a request: the upstream has neither closed it nor sent anything unasked, as far as the runtime has heard.
     pub fn is_ready(&mut self) -> bool {
-        let mut byte = [0];
-        let mut unasked = ReadBuf::new(&mut byte);
-        Pin::new(&mut self.0.wire).poll_read(&mut Context::from_waker(Waker::noop()), &mut unasked).is_pending()
+        self.0.wire.is_quiet()
     }
 
     /// The stream after a 101, with what came behind its head.
@@ -259,7 +273,7 @@ impl Inner {
         self.output.poll(&mut self.wire, cx).map_err(Error::Body)
     }
 
-    fn begin_response(&mut self, mut head: ResponseHead) -> Result<ResponseHead, Error> {
+    fn begin_response(&mut self, head: &mut ResponseHead) -> Result<(), Error> {
         let length = of_response(&self.method, head.status, head.version, &mut head.headers, head.survey).map_err(Error::Framing)?;
         self.decoder = Decoder::new(length, LIMITS);
         self.keep_alive = head.version == Version::HTTP_11
@@ -269,7 +283,7 @@ impl Inner {
             self.idle_limit =
                 head.headers.get("keep-alive").and_then(|value| timeout_parameter(value.to_str().ok()?)).map(Duration::from_secs);
         }
-        Ok(head)
+        Ok(())
     }
 }
 

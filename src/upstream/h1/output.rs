@@ -260,6 +260,10 @@ impl Output {
         self.start += of_front;
         let of_data = (written - of_front).min(self.data.len());
         self.data.advance(of_data);
+        if self.data.is_empty() {
+            // An empty slice would still hold the memory it came from, and whoever reads there could not use it again.
+            self.data = Bytes::new();
+        }
         self.back = self.back.get(written - of_front - of_data..).unwrap_or_default();
         if self.start == self.front.len() {
             self.start = 0;

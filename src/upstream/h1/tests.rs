@@ -319,3 +319,20 @@ async fn a_target_that_would_break_the_request_is_not_sent() {
     let head = Head { method: &Method::GET, target: "/a b", host: &host, headers: &HeaderMap::new() };
     assert!(matches!(connection.start(&head, RequestBody::Empty), Err(Error::Request)));
 }
+
+#[tokio::test]
+async fn a_long_body_is_read_into_the_same_memory_again_and_again() {
+    let (mut connection, mut peer) = pair().await;
+    start(&mut connection, &Method::GET, &HeaderMap::new(), RequestBody::Empty);
+    // As much as a socket holds, so that no read waits: a body that stalls lets go of its memory.
+    let answer = [&b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"[..], &[b'x'; 100_000]].concat();
+    peer.write_all(&answer).await.unwrap();
+    head(&mut connection).await.unwrap();
+    let mut places = Vec::new();
+    while !connection.is_body_ended() {
+        let frame = poll_fn(|cx| connection.poll_body(cx)).await.unwrap().unwrap();
+        places.push(frame.data_ref().unwrap().as_ptr() as usize);
+    }
+    // The first piece came with the head.
+    assert!(matches!(places[..], [_, second, third] if second == third), "{places:x?}");
+}

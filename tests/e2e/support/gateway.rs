@@ -10,6 +10,7 @@ use tollgate::gateway::status::ReloadOutcome;
 use tollgate::server::{Options, Server};
 
 use super::client::{self, Raw};
+use super::dns::Dns;
 use super::eventually;
 use super::wire::Answer;
 
@@ -53,6 +54,14 @@ impl Gateway {
     #[track_caller]
     pub fn in_dir(dir: tempfile::TempDir, yaml: &str, upstreams: &[SocketAddr]) -> Self {
         Self::with(Options::default(), dir, yaml, upstreams)
+    }
+
+    /// The same where names are looked up with `dns`, and in a hosts file with these lines.
+    #[track_caller]
+    pub fn with_dns(dns: &Dns, hosts: &str, yaml: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let resolver = Some(dns.resolver(dir.path(), hosts));
+        Self::with(Options { resolver, ..Options::default() }, dir, yaml, &[])
     }
 
     /// The same as a library user starts it.

@@ -44,11 +44,11 @@ impl Reply {
 impl Client {
     /// In clear, by prior knowledge.
     pub async fn connect(address: SocketAddr) -> Self {
-        Self::over(TcpStream::connect(address).await.unwrap()).await
+        Self::over(prompt(TcpStream::connect(address).await.unwrap())).await
     }
     /// Over TLS.
     pub async fn connect_tls(address: SocketAddr, config: Arc<rustls::ClientConfig>, name: &str) -> Self {
-        let socket = TcpStream::connect(address).await.unwrap();
+        let socket = prompt(TcpStream::connect(address).await.unwrap());
         let name = rustls::pki_types::ServerName::try_from(name.to_owned()).unwrap();
         let stream = tokio_rustls::TlsConnector::from(config).connect(name, socket).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
@@ -89,6 +89,12 @@ impl Client {
     pub async fn get(&mut self, path: &str) -> Reply {
         self.ask(request("GET", path, &[]), b"").await.unwrap()
     }
+}
+
+/// Without it a second small frame, as of two window updates, waits for the other side's delayed acknowledgement.
+fn prompt(socket: TcpStream) -> TcpStream {
+    socket.set_nodelay(true).unwrap();
+    socket
 }
 
 /// Reads a response to its end, or to where it is cut.
@@ -182,6 +188,7 @@ impl H2Upstream {
                     let listener = TcpListener::from_std(listener).unwrap();
                     for index in 0_usize.. {
                         let Ok((socket, _)) = listener.accept().await else { continue };
+                        let socket = prompt(socket);
                         let (handler, seen, builder, tls) = (Arc::clone(&handler), Arc::clone(&its), builder.clone(), tls.clone());
                         tokio::spawn(async move {
                             match tls {

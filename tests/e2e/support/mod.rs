@@ -2,6 +2,7 @@
 
 pub mod certs;
 pub mod client;
+pub mod dns;
 pub mod example;
 pub mod frames;
 pub mod gateway;

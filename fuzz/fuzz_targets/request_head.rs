@@ -1,0 +1,21 @@
+//! Whatever parses as a request head has a framing or is refused, and reads back as it is written.
+#![no_main]
+
+use bytes::BytesMut;
+use libfuzzer_sys::fuzz_target;
+use tollgate::http::h1::{Limits, encode, framing, parse_request};
+
+const LIMITS: Limits = Limits { max_head: 16 << 10, max_fields: 100 };
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut buf = BytesMut::from(bytes);
+    let Ok(Some(mut head)) = parse_request(&mut buf, &mut 0, LIMITS) else { return };
+    assert_eq!(head.head_len + buf.len(), bytes.len());
+    let _length = framing::of_request(head.version, &mut head.headers, head.survey);
+    let mut wire = BytesMut::new();
+    assert!(encode::request_head(&mut wire, &head.method, &head.target, &head.headers));
+    let limits = Limits { max_head: usize::MAX, ..LIMITS };
+    let again = parse_request(&mut wire, &mut 0, limits).expect("it was written").expect("all of it");
+    assert_eq!((&again.method, &again.target, &again.headers), (&head.method, &head.target, &head.headers));
+    assert!(wire.is_empty());
+});
