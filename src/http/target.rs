@@ -8,7 +8,8 @@ mod path;
 use http::{Method, Uri};
 
 pub use encoding::{
-    cookie_bytes, cookie_value, encode_query_component, encode_segment, percent_decode, percent_decode_bytes, query_bytes, query_value,
+    cookie_bytes, cookie_value, encode_query_component, encode_segment, form_decode_bytes, percent_decode, percent_decode_bytes,
+    query_bytes, query_value,
 };
 pub use framing::{check_framing, sent_twice};
 pub use host::{canonical_host, host};

@@ -216,6 +216,42 @@ fn the_repositorys_own_configuration_loads_anywhere() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
+/// The names of all options below `schema` that are supported.
+fn options(schema: &serde_json::Value, all: &serde_json::Value, seen: &mut BTreeSet<String>, names: &mut BTreeSet<String>) {
+    if schema["description"].as_str().is_some_and(|text| text.contains("Not supported yet")) {
+        return;
+    }
+    if let Some(name) = schema["$ref"].as_str().and_then(|path| path.strip_prefix("#/$defs/"))
+        && seen.insert(name.to_owned())
+    {
+        options(&all["$defs"][name], all, seen, names);
+    }
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        if !property["description"].as_str().is_some_and(|text| text.contains("Not supported yet")) {
+            names.insert(name.clone());
+            options(property, all, seen, names);
+        }
+    }
+    for list in ["anyOf", "oneOf", "allOf", "prefixItems"] {
+        schema[list].as_array().into_iter().flatten().for_each(|part| options(part, all, seen, names));
+    }
+    for part in ["items", "additionalProperties"].map(|key| &schema[key]).into_iter().filter(|part| part.is_object()) {
+        options(part, all, seen, names);
+    }
+}
+
+#[test]
+fn the_tour_of_every_option_names_every_option() {
+    let schema = serde_json::to_value(tollgate::config::schema::json_schema()).unwrap();
+    let mut names = BTreeSet::new();
+    options(&schema, &schema, &mut BTreeSet::new(), &mut names);
+    assert!(names.len() > 120 && names.contains("max_idle") && !names.contains("otlp"), "is the search broken? {names:?}");
+    let tour = fs::read_to_string(root().join("gateway.yaml")).unwrap();
+    let words: BTreeSet<&str> = tour.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let missing: Vec<&String> = names.iter().filter(|name| !words.contains(name.as_str())).collect();
+    assert!(missing.is_empty(), "gateway.yaml says that it is a tour of everything, but does not name {missing:?}");
+}
+
 #[test]
 fn the_configuration_in_the_kubernetes_manifests_loads() {
     let manifests = fs::read_to_string(root().join("deploy/kubernetes/tollgate.yaml")).unwrap();

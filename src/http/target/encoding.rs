@@ -17,6 +17,11 @@ pub fn percent_decode_bytes(text: &str) -> Cow<'_, [u8]> {
     decode(text.as_bytes(), false)
 }
 
+/// Decodes a name or value of a query or form: percent escapes, and `+` is a space.
+pub fn form_decode_bytes(text: &str) -> Cow<'_, [u8]> {
+    decode(text.as_bytes(), true)
+}
+
 /// The first value of `name` in a query, decoded (`+` is a space); empty if the name stands there without a value.
 pub fn query_value<'q>(query: &'q str, name: &str) -> Option<Cow<'q, str>> {
     query_bytes(query, name).map(lossy)
@@ -27,7 +32,7 @@ pub fn query_bytes<'q>(query: &'q str, name: &str) -> Option<Cow<'q, [u8]>> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         // Most names are written plainly: they are compared without a copy.
-        (*decode(key.as_bytes(), true) == *name.as_bytes()).then(|| decode(value.as_bytes(), true))
+        (*form_decode_bytes(key) == *name.as_bytes()).then(|| form_decode_bytes(value))
     })
 }
 

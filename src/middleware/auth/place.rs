@@ -8,6 +8,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::auth;
+use crate::http::target::form_decode_bytes;
 
 /// A place that credentials are read from. In `Authorization` the scheme is part of the place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,25 +179,10 @@ fn remove_parameter(target: &mut PathAndQuery, name: &str) {
 
 /// Decodes a form component: `+` is a space. `None` if it is not UTF-8 after decoding; a broken escape stands for itself.
 pub(super) fn form_decode(text: &str) -> Option<Cow<'_, str>> {
-    if !text.bytes().any(|b| b == b'%' || b == b'+') {
-        return Some(Cow::Borrowed(text));
+    match form_decode_bytes(text) {
+        Cow::Borrowed(_) => Some(Cow::Borrowed(text)),
+        Cow::Owned(bytes) => String::from_utf8(bytes).ok().map(Cow::Owned),
     }
-    let hex = |b: Option<&u8>| b.and_then(|b| char::from(*b).to_digit(16)).and_then(|d| u8::try_from(d).ok());
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(byte) = bytes.get(at) {
-        match (byte, hex(bytes.get(at + 1)), hex(bytes.get(at + 2))) {
-            (b'%', Some(high), Some(low)) => {
-                out.push(high * 16 + low);
-                at += 2;
-            }
-            (b'+', _, _) => out.push(b' '),
-            (other, _, _) => out.push(*other),
-        }
-        at += 1;
-    }
-    String::from_utf8(out).ok().map(Cow::Owned)
 }
 
 #[cfg(test)]
