@@ -7,6 +7,8 @@
 //! loader rate  ADDRESS PATH CONNECTIONS REQUESTS_PER_SECOND SECONDS   0 requests per second: as fast as answers come
 //! loader ws    ADDRESS PATH CONNECTIONS SECONDS BYTES                 one message in flight per connection
 //! loader echo  ADDRESS                                                the WebSocket backend
+//! loader slow  ADDRESS MILLISECONDS                                   a backend that answers after so long
+//! loader hostile ADDRESS CONNECTIONS SECONDS                          clients that misbehave; prints nothing
 //! ```
 //! Prints one line of JSON: `{"requests":…,"errors":…,"late":…,"seconds":…,"p50_us":…,"p99_us":…,"max_us":…}`.
 
@@ -40,6 +42,8 @@ fn run(arguments: &[String]) -> Outcome<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["echo", address] => echo_server(address),
+        ["slow", address, milliseconds] => slow_server(address, Duration::from_millis(milliseconds.parse()?)),
+        ["hostile", address, connections, seconds] => hostile(address, connections.parse()?, Duration::from_secs_f64(seconds.parse()?)),
         ["rate", address, path, connections, rps, seconds] => {
             let plan = Plan::new(address, path, connections.parse()?, seconds.parse()?);
             let rps: f64 = rps.parse()?;
@@ -50,7 +54,7 @@ fn run(arguments: &[String]) -> Outcome<()> {
             let bytes: usize = bytes.parse()?;
             plan.run(move |plan, _, start| ws_connection(plan, bytes, start))
         }
-        _ => Err("usage: rate ADDRESS PATH CONNECTIONS RPS SECONDS | ws ADDRESS PATH CONNECTIONS SECONDS BYTES | echo ADDRESS".into()),
+        _ => Err("usage: rate ADDRESS PATH CONNECTIONS RPS SECONDS | ws ADDRESS PATH CONNECTIONS SECONDS BYTES | echo ADDRESS | slow ADDRESS MS | hostile ADDRESS CONNECTIONS SECONDS".into()),
     }
 }
 
@@ -324,6 +328,93 @@ fn echo_connection(mut stream: TcpStream) -> Outcome<()> {
     let mut payload = Vec::new();
     while read_frame(&mut reader, &mut payload)?.is_some() {
         stream.write_all(&frame(&payload, None)?)?;
+    }
+    Ok(())
+}
+
+/// Answers every request after `delay`.
+fn slow_server(address: &str, delay: Duration) -> Outcome<()> {
+    for stream in TcpListener::bind(address)?.incoming() {
+        let mut stream = stream?;
+        thread::Builder::new().stack_size(128 * 1024).spawn(move || -> Outcome<()> {
+            stream.set_nodelay(true)?;
+            let mut reader = BufReader::with_capacity(4 * 1024, stream.try_clone()?);
+            // An error is the client's end.
+            while read_head(&mut reader).is_ok() {
+                thread::sleep(delay);
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Connections that misbehave until the time is over, each in the way that its number gives it.
+fn hostile(address: &str, connections: usize, length: Duration) -> Outcome<()> {
+    let end = Instant::now() + length;
+    let mut threads = Vec::new();
+    for index in 0..connections {
+        let address = address.to_owned();
+        threads.push(thread::Builder::new().stack_size(128 * 1024).spawn(move || {
+            while Instant::now() < end {
+                // Being refused or cut off is what it is for.
+                let _ = misbehave(&address, index, end);
+                // They are a tenth of the clients, not of the machine: what they do must cost them little CPU.
+                thread::sleep(Duration::from_millis(20));
+            }
+        })?);
+    }
+    for thread in threads {
+        thread.join().map_err(|_| "a connection's thread panicked")?;
+    }
+    Ok(())
+}
+
+/// One connection of a hostile client, until it is cut off or has done its worst.
+fn misbehave(address: &str, kind: usize, end: Instant) -> Outcome<()> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_millis(100)))?;
+    stream.set_write_timeout(Some(Duration::from_millis(100)))?;
+    match kind % 7 {
+        // A head that comes a byte at a time, and never ends.
+        0 => {
+            stream.write_all(b"GET / HTTP/1.1\r\nX-Slow: ")?;
+            while Instant::now() < end {
+                stream.write_all(b"x")?;
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+        // Large answers that are asked for and not read.
+        1 => {
+            while Instant::now() < end {
+                stream.write_all(b"GET /1m HTTP/1.1\r\nHost: x\r\n\r\n")?;
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+        // What is no HTTP.
+        2 => stream.write_all(&[0x16; 512])?,
+        // A head larger than any limit.
+        3 => {
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n")?;
+            for _ in 0..1024 {
+                stream.write_all(b"X-Large: 0123456789012345678901234567890123456789012345678901234567890123456789\r\n")?;
+            }
+        }
+        // An upload that is announced and does not come.
+        4 => {
+            stream.write_all(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx")?;
+            thread::sleep(Duration::from_millis(200).min(end.saturating_duration_since(Instant::now())));
+        }
+        // Conflicting lengths, again and again.
+        5 => stream.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")?,
+        // Requests in a row whose answers are not awaited.
+        _ => {
+            for _ in 0..16 {
+                stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")?;
+            }
+        }
     }
     Ok(())
 }

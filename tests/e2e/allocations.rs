@@ -80,6 +80,7 @@ fn a_plain_request_allocates_no_more_than_it_did() {
 
 #[test]
 #[ignore = "started by the test above, alone in a process"]
+#[allow(clippy::print_stdout)] // That is how it tells the test above.
 fn measure_in_a_process_of_its_own() {
     let upstream = upstream();
     let yaml = format!(

@@ -6,6 +6,7 @@ import time
 from .errors import CompareError
 from .fleet import CHAIN
 from .rows import Result
+from .scale import SIZES
 
 WARM_UP_SECONDS = 1
 RATE_CONNECTIONS = 64
@@ -27,7 +28,7 @@ class Bench:
             return [self.subject, *self._peers]
         if self.subject != "tollgate":
             return []
-        return [name for name in row.subjects if name in (CHAIN, self.subject, *self._peers)]
+        return [name for name in row.subjects if name in (CHAIN, self.subject, *self._peers, *SIZES)]
 
     def measure(self, row, rounds):
         """{name: [Result or None per round]}, and the first error of each name that had one."""
@@ -71,6 +72,23 @@ class Bench:
         load(target, WARM_UP_SECONDS)
         seen = load(target, self._seconds)
         return Result(seen.p99, seen.requests / seen.seconds, seen.p50, seen.p99)
+
+    def latency_disturbed(self, name, part):
+        """p99 in ms at a part of the plain Tollgate's saturation rate, with what disturbs this one's clients going on."""
+        if self._saturation is None:
+            seen = self._loads.rate(RATE_CONNECTIONS, 0)(self._proxy(self.subject).target, max(2, self._seconds / 2))
+            self._saturation = seen.requests / seen.seconds
+        load = self._loads.rate(RATE_CONNECTIONS, self._saturation * part)
+        proxy = self._proxy(name)
+        # The disturbance outlasts what it disturbs.
+        with self._fleet.disturbed(proxy, WARM_UP_SECONDS + self._seconds + 5):
+            load(proxy.target, WARM_UP_SECONDS)
+            seen = load(proxy.target, self._seconds)
+        return Result(seen.p99, seen.requests / seen.seconds, seen.p50, seen.p99)
+
+    def beyond_max_connections(self, name):
+        """ms until clients that found no place are served."""
+        return Result(self._fleet.beyond_max_connections(name))
 
     def idle_memory(self, name, connections):
         """KiB per idle connection of a fresh process."""

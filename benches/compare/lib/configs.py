@@ -77,6 +77,18 @@ def backend(directory, ports):
 """)
 
 
+def many_backends(directory, addresses, port):
+    """nginx as many endpoints: the fixed body on each address."""
+    listen = "\n".join(f"    listen {address}:{port} backlog=4096;" for address in addresses)
+    return write(directory, "nginx.conf", nginx_head(directory, 2) + f"""
+  server {{
+{listen}
+    location / {{ default_type application/json; return 200 '{BODY}'; }}
+  }}
+}}
+""")
+
+
 def nginx(directory, ports, backend_ports, tls):
     """nginx as the peer, tuned the way its manual recommends for a proxy, and streaming bodies as the others do."""
     return write(directory, "nginx.conf", nginx_head(directory, WORKERS) + f"""
@@ -186,19 +198,20 @@ def envoy(directory, ports, backend_ports, tls):
     return write(directory, "envoy.json", json.dumps(config, indent=1))
 
 
-def tollgate_head(ports, backend_ports, tls):
-    """Listeners, workers and upstreams of both Tollgate configurations."""
+def tollgate_head(ports, backend_ports, tls, size=None, endpoints=None):
+    """Listeners, workers and upstreams of all Tollgate configurations."""
+    workers = size.workers if size and size.workers else WORKERS
+    most = f", max_connections: {size.max_connections}" if size and size.max_connections else ""
+    endpoints = json.dumps(endpoints or [f"http://127.0.0.1:{backend_ports['http']}"])
     return f"""
 listeners:
   - address: 127.0.0.1:{ports['http']}
   - address: 127.0.0.1:{ports['tls']}
     tls: {{ certificates: [{{ cert: {tls['cert']}, key: {tls['key']} }}] }}
-server:
-  workers: {WORKERS}
-  timeouts: {{ idle: 300s, drain: 1s }}
+server: {{ workers: {workers}, timeouts: {{ idle: 300s, drain: 1s }}{most} }}
 upstreams:
   backend:
-    endpoints: ["http://127.0.0.1:{backend_ports['http']}"]
+    endpoints: {endpoints}
     pool: {{ max_idle: {POOL}, idle_timeout: 300s, max_connections: {MAX_CONNECTIONS} }}
   echo:
     endpoints: ["http://127.0.0.1:{backend_ports['echo']}"]
@@ -213,6 +226,23 @@ routes:
   - { name: echo, match: { path: /ws }, upstream: echo }
   - { name: all, match: { prefix: / }, upstream: backend }
 """)
+
+
+def tollgate_sized(directory, ports, backend_ports, tls, size, extras):
+    """Tollgate as a plain proxy in another size."""
+    endpoints = extras.endpoints(size.endpoints) if size.endpoints else None
+    text = tollgate_head(ports, backend_ports, tls, size, endpoints)
+    routes = [f"  - {{ match: {{ path: '/svc{index}/users/{{id}}' }}, upstream: backend }}" for index in range((size.routes or 1) - 1)]
+    if size.slow:
+        text += f"  slow: {{ endpoints: ['http://127.0.0.1:{extras.slow()}'] }}\n"
+        routes.append("  - { match: { path: /slow }, upstream: slow }")
+    # What every proxy must answer before it is measured.
+    checked = "" if endpoints is None else f"  checked: {{ endpoints: ['http://127.0.0.1:{backend_ports['http']}'] }}\n"
+    if checked:
+        text += checked
+        routes += ["  - { match: { path: /1m }, upstream: checked }", "  - { match: { path: /upload }, upstream: checked }"]
+    routes.append("  - { name: all, match: { prefix: / }, upstream: backend }")
+    return write(directory, "gateway.yaml", text + "log: { level: warn, access: { enabled: false } }\nroutes:\n" + "\n".join(routes) + "\n")
 
 
 def tollgate_chain(directory, ports, backend_ports, tls, public_key):

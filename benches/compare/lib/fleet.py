@@ -8,7 +8,7 @@ import select
 import socket
 import time
 
-from . import configs, secrets
+from . import configs, scale, secrets
 from .errors import CompareError
 from .loads import Target
 from .processes import cpu_seconds, free_ports, memory_kib, tail, wait_for_port
@@ -49,6 +49,7 @@ class Fleet:
         self._tls = secrets.certificate(processes, tools["openssl"], self._new_directory("tls"))
         self._token, self._public_key = secrets.token(processes, tools["openssl"], self._new_directory("issuer"))
         self._backend = self._start_backend()
+        self._extras = scale.Extras(processes, tools, loader, self._new_directory, configs.many_backends)
 
     def _new_directory(self, name):
         self._count += 1
@@ -83,7 +84,7 @@ class Fleet:
         directory = self._new_directory(name)
         # Tollgate and Envoy speak h2c on the port of HTTP/1.1; the others need one of its own.
         ports = dict(zip(("http", "tls", "admin", "h2c"), free_ports(4)))
-        if name in ("envoy", "tollgate", CHAIN):
+        if name in ("envoy", "tollgate", CHAIN, *scale.SIZES):
             ports["h2c"] = ports["http"]
         process = self._processes.start(self._command(name, directory, ports), os.path.join(directory, "log"))
         headers = (f"Authorization: Bearer {self._token}", f"Origin: {configs.ORIGIN}") if name == CHAIN else ()
@@ -101,7 +102,7 @@ class Fleet:
         self._processes.stop(proxy.process)
 
     def _command(self, name, directory, ports):
-        binary = self._tools[name.removesuffix("-chain")]
+        binary = self._tools[name.partition("-")[0]]
         arguments = (directory, ports, self._backend, self._tls)
         if name == "nginx":
             return [binary, "-p", directory, "-c", configs.nginx(*arguments), "-e", "stderr"]
@@ -113,6 +114,8 @@ class Fleet:
             return [binary, "serve", "--config", configs.tollgate(*arguments)]
         if name == CHAIN:
             return [binary, "serve", "--config", configs.tollgate_chain(*arguments, self._public_key)]
+        if name in scale.SIZES:
+            return [binary, "serve", "--config", configs.tollgate_sized(*arguments, scale.SIZES[name], self._extras)]
         raise CompareError(f"there is no proxy named {name}")
 
     def startup_memory(self, name):
@@ -143,6 +146,16 @@ class Fleet:
             if gone := len(closed.poll(0)):
                 raise CompareError(f"{gone} of {connections} idle connections were closed")
             return (after - before) / connections
+
+    def beyond_max_connections(self, name):
+        """Milliseconds until those who waited for a place are served."""
+        with self.fresh(name) as proxy:
+            time.sleep(SETTLE_SECONDS)
+            return scale.beyond_max_connections(proxy.target.ports["http"], scale.SIZES[name].max_connections)
+
+    def disturbed(self, proxy, seconds):
+        """Runs what disturbs this proxy's clients, if it is one that is disturbed."""
+        return scale.disturbance(self._processes, self._loader, proxy.name, proxy.target, seconds, self._directory)
 
     @contextlib.contextmanager
     def fresh(self, name):

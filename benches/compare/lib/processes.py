@@ -83,14 +83,14 @@ class Processes:
                 pass
 
 
-def wait_for_port(process, port):
+def wait_for_port(process, port, address="127.0.0.1"):
     """Returns when something listens on the port; explains itself when nothing does."""
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
             raise CompareError(f"it ended with {process.returncode} at its start:\n{tail(process.log)}")
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection((address, port), timeout=1).close()
             return
         except OSError:
             time.sleep(0.02)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from .fleet import CHAIN
+from .scale import ROUTED_PATH
 
 PEERS = ("nginx", "haproxy", "envoy")
 IDLE_CONNECTIONS = 10_000
@@ -40,6 +41,15 @@ def _cpu(load, **options):
     return {"unit": "µs CPU", "measure": lambda run, name: run.cpu_per_request(name, load), **options}
 
 
+def _scale(load, *subjects, **options):
+    """Tollgate in several sizes. `load(name)` is what each of them gets; the ratios are those of the first to the others."""
+    return {"unit": "µs CPU", "measure": lambda run, name: run.cpu_per_request(name, load(name)), "subjects": subjects, "extra": True, **options}
+
+
+def _connections(name):
+    return int(name.removeprefix("tollgate-c"))
+
+
 def all_rows(loads):
     """Every row, in the order of the table."""
     plain = loads.wrk(64)
@@ -65,5 +75,18 @@ def all_rows(loads):
         Row("startup-memory", "resident memory at start, sum over all processes", "MiB RSS", lambda run, name: run.startup_memory(name), limit=20.0),
         Row("keepalive1", "1 keep-alive connection", **_cpu(loads.wrk(1), extra=True)),
         Row("keepalive4096", "4,096 keep-alive connections", **_cpu(loads.wrk(4096), extra=True)),
+        Row("scale-connections", "Tollgate with 4,096, 1, 64 and 512 keep-alive connections",
+            **_scale(lambda name: loads.wrk(_connections(name)), "tollgate-c4096", "tollgate-c1", "tollgate-c64", "tollgate-c512")),
+        Row("scale-routes", "Tollgate with 10,000, 1 and 100 routes, asked for the last, 64 connections",
+            **_scale(lambda name: loads.wrk(64, path=ROUTED_PATH.format(max(0, int(name.removeprefix("tollgate-r")) - 2))),
+                     "tollgate-r10000", "tollgate-r1", "tollgate-r100")),
+        Row("scale-endpoints", "Tollgate with 1,000 endpoints and with 1, 64 connections", **_scale(lambda _: plain, "tollgate-e1000", "tollgate-e1")),
+        Row("scale-workers", "Tollgate with 2 workers and with 1, 64 connections", **_scale(lambda _: plain, "tollgate-w2", "tollgate-w1")),
+        Row("scale-max-connections", "time until 100 clients beyond max_connections (200) are served, once places are free; none is refused", "ms",
+            lambda run, name: run.beyond_max_connections(name), subjects=("tollgate-m200",), extra=True),
+        Row("scale-hostile", "honest clients' p99 at half of saturation, with 10 % hostile clients beside them and without", "ms p99",
+            lambda run, name: run.latency_disturbed(name, 0.5), goals={"tollgate": 2.0}, subjects=("tollgate-hostile", "tollgate"), extra=True),
+        Row("scale-slow-backend", "p99 at half of saturation, with 64 more clients on a route whose backend takes 500 ms and without", "ms p99",
+            lambda run, name: run.latency_disturbed(name, 0.5), goals={"tollgate": 2.0}, subjects=("tollgate-slow", "tollgate"), extra=True),
         Row("tls-resume", "a resumed TLS 1.3 session for each request, 64 at a time", **_cpu(loads.wrk(64, tls=True, close=True), extra=True)),
     ]
