@@ -25,14 +25,14 @@ impl Ewma {
     /// Takes in one sample: above the average it replaces it, below it `avg = s + (avg − s)·e^(−Δt/10s)`.
     pub fn observe(&self, sample: Duration, now: Instant) {
         let (sample, now) = (sample.as_secs_f32(), tick(now));
-        // Never fails: the closure always gives a value.
+        // Nothing new is not written: all workers read this line.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| {
             let (average, at) = unpack(old);
             if sample >= average {
                 return Some(pack(sample, now));
             }
             // Samples within one tick leave the time as it is, so that their time is not lost to rounding.
-            Some(if elapsed(at, now) == 0 { old } else { pack(sample + (average - sample) * decay(at, now), now) })
+            (elapsed(at, now) != 0).then(|| pack(sample + (average - sample) * decay(at, now), now))
         });
     }
 

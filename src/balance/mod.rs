@@ -93,6 +93,11 @@ impl Strategy {
         }
     }
 
+    /// Whether it looks at the attempts in flight on an endpoint.
+    pub fn counts_in_flight(&self) -> bool {
+        matches!(self, Self::LeastRequests | Self::P2c) || self.counts_all_in_flight()
+    }
+
     /// Whether it needs to know the attempts in flight on all endpoints together.
     pub fn counts_all_in_flight(&self) -> bool {
         matches!(self, Self::ConsistentHash { bounded_load: Some(_), .. })

@@ -170,7 +170,7 @@ impl Route {
             limit: Limit::Clock(&cx.clock),
             needs_h2: is_grpc,
         };
-        let mut trace = Trace::default();
+        let mut trace = Trace { wanted: cx.snapshot.access_log.enabled(), ..Trace::default() };
         let outcome = match deadline {
             None => send(&handle.upstream, &handle.metrics, call, &mut trace).await,
             Some(deadline) => {

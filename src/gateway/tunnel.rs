@@ -45,7 +45,7 @@ pub(super) async fn open(
     let Some((websocket, client)) = cx.websocket.take() else {
         return Err(Refusal::new(Reason::Internal, "There is no handshake."));
     };
-    let mut trace = Trace::default();
+    let mut trace = Trace { wanted: cx.snapshot.access_log.enabled(), ..Trace::default() };
     let call = Call {
         worker: ex.worker,
         method: &http::Method::GET,

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Endpoint;
+use super::in_flight::Place;
 
 /// A failed attempt counts as at least this slow, so that failing fast does not attract load.
 const FAILURE_COSTS: Duration = Duration::from_secs(1);
@@ -32,17 +33,19 @@ pub enum FailKind {
 #[derive(Debug)]
 pub struct Attempt {
     endpoint: Arc<Endpoint>,
+    /// Where it is counted.
+    place: Place,
     /// Whether it is also counted for the whole upstream.
     counted: bool,
 }
 
 impl Attempt {
-    pub(super) fn new(endpoint: Arc<Endpoint>, counted: bool) -> Self {
-        endpoint.state.in_flight.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn new(endpoint: Arc<Endpoint>, place: Place, counted: bool) -> Self {
+        endpoint.state.in_flight.up(place);
         if counted {
             endpoint.upstream_state().in_flight.fetch_add(1, Ordering::Relaxed);
         }
-        Self { endpoint, counted }
+        Self { endpoint, place, counted }
     }
 
     /// Where it goes.
@@ -78,7 +81,7 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        self.endpoint.state.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.endpoint.state.in_flight.down(self.place);
         if self.counted {
             self.endpoint.upstream_state().in_flight.fetch_sub(1, Ordering::Relaxed);
         }

@@ -12,21 +12,33 @@ const FLOOR: f64 = 30.0;
 /// Counts first attempts and retries of the last 10 s.
 #[derive(Debug, Default)]
 pub struct RetryBudget {
-    window: Window<2>,
+    /// Workers count apart: this is written with every request, and read only when one fails.
+    lanes: [Lane; LANES],
 }
 
+/// Lanes; workers beyond share them.
+const LANES: usize = 8;
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Lane(Window<2>);
+
 impl RetryBudget {
-    /// Counts the first attempt of a request.
-    pub fn first_attempt(&self, now: Instant) {
-        self.window.add(FIRST, now);
+    /// Counts the first attempt of a request on `worker`.
+    pub fn first_attempt(&self, worker: usize, now: Instant) {
+        if let Some(lane) = self.lanes.get(worker % LANES) {
+            lane.0.add(FIRST, now);
+        }
     }
 
     /// Takes one retry, if there may be one more: retries ≤ max(30, `share` × first attempts).
     pub fn try_retry(&self, now: Instant, share: f64) -> bool {
-        let [first, retries] = self.window.sums(now);
+        let sums = self.lanes.iter().map(|lane| lane.0.sums(now));
+        let [first, retries] = sums.fold([0, 0], |[first, retries], sum| [first + sum[FIRST], retries + sum[RETRY]]);
         let allowed = (retries + 1) as f64 <= FLOOR.max(share * first as f64 + 1e-9);
         if allowed {
-            self.window.add(RETRY, now);
+            // In one lane: retries are few.
+            self.lanes[0].0.add(RETRY, now);
         }
         allowed
     }
@@ -53,7 +65,7 @@ mod tests {
     #[test]
     fn beyond_them_retries_are_a_share_of_first_attempts() {
         let (budget, now) = (RetryBudget::default(), Instant::now());
-        (0..1000).for_each(|_| budget.first_attempt(now));
+        (0..1000).for_each(|worker| budget.first_attempt(worker, now));
         assert_eq!(retries_allowed(&budget, now), 200);
     }
 }

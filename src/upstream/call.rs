@@ -77,6 +77,8 @@ pub struct Call<'a> {
 /// What is known of a call for the access log, also when it fails.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
+    /// Whether anybody wants to know the endpoint.
+    pub wanted: bool,
     /// Attempts made.
     pub attempts: u32,
     /// Endpoint of the last attempt.

@@ -36,7 +36,7 @@ pub async fn send(
 ) -> Result<Response<UpstreamBody>, Failure> {
     let policy = call.retry.filter(|policy| policy.attempts > 0);
     if policy.is_some() {
-        upstream.budget().first_attempt(Instant::now());
+        upstream.budget().first_attempt(call.worker, Instant::now());
     }
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
     let mut retries = 0;
@@ -109,16 +109,16 @@ async fn attempt(
         Ok(picked) => picked,
         Err(failure) => return (Err(failure), None),
     };
-    let endpoint = Arc::clone(attempt.endpoint());
+    let endpoint = attempt.endpoint();
     trace.attempts += 1;
-    trace.endpoint = Some(Arc::clone(&endpoint.id));
+    trace.endpoint = trace.wanted.then(|| Arc::clone(&endpoint.id));
     let per_try = call.retry.and_then(|policy| policy.per_try_timeout).map(|span| Deadline::Attempt { picked, span });
-    let mut outcome = on_endpoint(&endpoint, call, upstream.connect_timeout, picked, per_try).await;
+    let mut outcome = on_endpoint(endpoint, call, upstream.connect_timeout, picked, per_try).await;
     if let Err(failure) = &outcome
-        && let Some(mut comeback) = Comeback::of(upstream, &endpoint, call, failure)
+        && let Some(mut comeback) = Comeback::of(upstream, endpoint, call, failure)
     {
         while Box::pin(comeback.wait(call, per_try)).await {
-            outcome = Box::pin(on_endpoint(&endpoint, call, upstream.connect_timeout, picked, per_try)).await;
+            outcome = Box::pin(on_endpoint(endpoint, call, upstream.connect_timeout, picked, per_try)).await;
             if !comeback.goes_on(outcome.as_ref().err()) {
                 break;
             }
@@ -137,7 +137,9 @@ async fn attempt(
                 Some(kind) => attempt.failed(now, elapsed, kind),
                 None => attempt.succeeded(now, elapsed),
             }
-            (Ok(UpstreamBody::wrap(response, Some(lease), attempt, now)), Some(endpoint))
+            // Only a response that may be answered by another attempt is asked where it came from.
+            let again = (!status.is_success()).then(|| Arc::clone(endpoint));
+            (Ok(UpstreamBody::wrap(response, Some(lease), attempt, now)), again)
         }
         Err(failure) => {
             counts.attempt_failed(call.worker, failure.reason);
@@ -145,7 +147,7 @@ async fn attempt(
                 Some(kind) => attempt.failed(now, elapsed, kind),
                 None => attempt.cancelled(),
             }
-            (Err(failure), Some(endpoint))
+            (Err(failure), Some(Arc::clone(endpoint)))
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,6 +22,7 @@ use crate::config::{At, Problems};
 use crate::discovery::Found;
 use crate::health::active::{Counts, Verdict};
 use crate::health::outlier::Row;
+use crate::upstream::in_flight::InFlight;
 
 /// How an endpoint is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -234,7 +235,7 @@ pub struct EndpointState {
     /// The endpoint's id.
     pub id: Arc<str>,
     /// Attempts from pick to the end of the response body, all workers and snapshots together.
-    pub(super) in_flight: AtomicU32,
+    pub(super) in_flight: InFlight,
     /// Peak EWMA of the time to response heads.
     pub ewma: Ewma,
     /// Row of failed attempts and ejection.
@@ -260,7 +261,7 @@ impl EndpointState {
     pub(super) fn new(spec: &EndpointSpec, ewma: Duration, added: Option<Instant>, now: Instant) -> Self {
         Self {
             id: spec.id.clone(),
-            in_flight: AtomicU32::new(0),
+            in_flight: InFlight::default(),
             ewma: Ewma::starting_at(ewma, now),
             row: Row::default(),
             reach: Reach::default(),
@@ -274,7 +275,7 @@ impl EndpointState {
 
     /// Attempts from pick to the end of the response body.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+        self.in_flight.all()
     }
 
     /// Socket addresses from the last look-up that succeeded, or the literal one. Empty before, and for Unix sockets.

@@ -40,7 +40,7 @@ pub async fn open_tunnel(
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
     let policy = call.retry.filter(|policy| policy.attempts > 0 && policy.allows(Retriable::Connect, true));
     if policy.is_some() {
-        upstream.budget().first_attempt(Instant::now());
+        upstream.budget().first_attempt(call.worker, Instant::now());
     }
     if upstream.admit(Instant::now(), crate::random::next()) == Verdict::Drop {
         metrics.breaker_dropped(call.worker);

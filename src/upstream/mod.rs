@@ -20,6 +20,7 @@ mod flow;
 mod frames;
 pub mod h1;
 pub mod handshake;
+mod in_flight;
 mod names;
 pub mod pool;
 mod restart;
@@ -52,6 +53,7 @@ use crate::health::breaker::Verdict;
 use crate::health::outlier;
 use crate::units::Selector;
 use endpoint::LastCheck;
+use in_flight::Place;
 use pool::EndpointPool;
 use set::Set;
 
@@ -146,7 +148,7 @@ impl Candidates for View<'_> {
         })
     }
     fn in_flight(&self, position: usize) -> u32 {
-        self.usable.get(position).map_or(u32::MAX, |endpoint| endpoint.state.in_flight())
+        self.usable.get(position).map_or(u32::MAX, |endpoint| endpoint.state.in_flight.shared())
     }
     fn latency(&self, position: usize) -> f32 {
         self.usable.get(position).map_or(f32::MAX, |endpoint| endpoint.state.ewma.read(self.now))
@@ -172,7 +174,8 @@ impl Upstream {
             position = set.balancer.pick(&self.state.turn, &View { tried: &[], ..fresh }, &ask);
         }
         let endpoint = position.and_then(|position| set.usable.get(position)).ok_or(PickError::Full)?;
-        let attempt = Attempt::new(endpoint.clone(), bounded);
+        let place = if self.strategy.counts_in_flight() { Place::Shared } else { Place::Lane(args.worker) };
+        let attempt = Attempt::new(endpoint.clone(), place, bounded);
         set.load_changed(endpoint, args.now);
         Ok(attempt)
     }
