@@ -202,7 +202,7 @@ impl Buckets {
 impl Place {
     fn of(key: u128) -> Self {
         let (high, low) = ((key >> 64) as u64, key as u64);
-        let set = |bits: u64| ((bits & 0xffff_ffff) * (SEGMENTS * SETS) as u64 >> 32) as usize;
+        let set = |bits: u64| (((bits & 0xffff_ffff) * (SEGMENTS * SETS) as u64) >> 32) as usize;
         // 0 is the tag of slots that were never used.
         let tag = (low & !SCALE).max(SCALE + 1);
         Self { sets: [set(high >> 32), set(high)], tag, door: high as usize % DOORS }

@@ -64,13 +64,16 @@ mod tests {
 
     #[test]
     fn parallel_charges_are_all_counted_and_a_refusal_changes_nothing() {
-        let single = Single::default();
+        let (single, passed) = (Single::default(), std::sync::atomic::AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..10_000).map(|_| single.update(|tat| (tat < 30_000).then_some(tat + 1))).count());
+                scope.spawn(|| {
+                    let charged = |_: &u32| single.update(|tat| (tat < 30_000).then_some(tat + 1)).is_ok();
+                    passed.fetch_add((0..10_000).filter(charged).count(), Ordering::Relaxed)
+                });
             }
         });
-        assert_eq!(single.get(), 30_000);
+        assert_eq!((single.get(), passed.into_inner()), (30_000, 30_000));
         assert_eq!(single.update(|_| None), Err(30_000));
     }
 }
