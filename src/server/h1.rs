@@ -74,7 +74,7 @@ impl<'a> Http1<'a> {
                 Next::Request => self.wire.rest(),
                 Next::Close => {
                     // Whatever goes wrong now, the answer is out of our hands.
-                    let _ = poll_fn(|cx| self.wire.poll_shutdown(cx)).await;
+                    let _ = poll_fn(|cx| self.wire.poll_goodbye(cx)).await;
                     return None;
                 }
                 Next::Drop => return None,
@@ -131,7 +131,7 @@ impl<'a> Http1<'a> {
         self.state.linger.store(true, Relaxed);
         // The client may be gone already, which is fine with us.
         let _ = poll_fn(|cx| self.wire.poll_write(cx, &mut out)).await;
-        let _ = poll_fn(|cx| self.wire.poll_shutdown(cx)).await;
+        let _ = poll_fn(|cx| self.wire.poll_goodbye(cx)).await;
         kind
     }
 
@@ -224,10 +224,14 @@ impl<'a> Http1<'a> {
             return Next::Drop;
         }
         let over = self.wire.request_is_over();
-        if !over {
+        if over && keep_alive && !self.closing.load(Relaxed) {
+            return Next::Request;
+        }
+        // Closing a socket under a client that still sends would reset it, and the answer with it.
+        if !over || self.wire.has_bytes() {
             self.state.linger.store(true, Relaxed);
         }
-        if over && keep_alive && !self.closing.load(Relaxed) { Next::Request } else { Next::Close }
+        Next::Close
     }
 }
 

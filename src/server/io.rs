@@ -100,6 +100,12 @@ impl ClientIo {
         self.replayed = 0;
     }
 
+    /// Whether more must be done than to close the socket, which by itself ends the stream after all that was written: TLS has an end
+    /// of its own, and a client that still sends must not be met with a reset.
+    pub fn must_say_goodbye(&self) -> bool {
+        matches!(self.transport, Transport::Tls(_)) || self.state.linger.load(Relaxed)
+    }
+
     /// An answer can be out of our hands while much of it waits to be written: a slow client that takes it is not idle.
     fn note_block(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_pending() {

@@ -150,7 +150,8 @@ async fn run(index: usize, state: Arc<State>, mut receiver: mpsc::UnboundedRecei
             () = stop.notified() => return,
             accepted = receiver.recv() => match accepted {
                 Some(accepted) => {
-                    tokio::spawn(connection::serve(index, Arc::clone(&state), accepted));
+                    // Boxed, since the runtime moves what it is given more than once, and this is many kilobytes.
+                    tokio::spawn(Box::pin(connection::serve(index, Arc::clone(&state), accepted)));
                 }
                 // Nobody will send any more. The stop that ends the wait is used up by it, so the loop must not wait for another.
                 None => {

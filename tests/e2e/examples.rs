@@ -88,6 +88,7 @@ examples! {
             ])),
             ("curl -X POST", Shows(&["http/1.1 200", "user=200, orders=200, ads=503", r#""user":{"id":1"#, r#""orders":[{"id":101"#])),
             ("/home/99", Shows(&["http/1.1 404", r#""reason":"aggregate_failed""#])),
+            ("/account/1", Shows(&[r#""id":1"#, r#"101"#])),
         ]);
     };
     api_keys: "api-keys.yaml", |stage| stage.start().tries(&[
@@ -147,6 +148,10 @@ examples! {
             assert!(count("v1") + count("v2") == 40 && count("v1") > 20, "{shown}");
         })),
         ("x-version: v2", Shows(&[r#"{"checkout":"v2"}"#])),
+        ("cookie: session=7", Holds(|shown| {
+            let seen = backends(shown);
+            assert!(seen.len() == 5 && seen.iter().all(|name| *name == seen[0]), "{seen:?}");
+        })),
         ("/metrics", Shows(&["upstream=\"checkout-v1\"", "upstream=\"checkout-v2\""])),
     ]);
     cors_spa: "cors-spa.yaml", |stage| stage.start().tries(&[

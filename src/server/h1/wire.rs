@@ -18,7 +18,7 @@ use crate::http::upgrade::BoxedStream;
 use crate::server::io::ClientIo;
 
 /// Bytes read at a time where many come.
-const LARGE: usize = 64 << 10;
+const LARGE: usize = 128 << 10;
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// What is read and written on an HTTP/1 connection.
@@ -191,11 +191,12 @@ impl Wire {
         }
     }
 
-    /// Says goodbye.
-    pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.lock().io {
-            Some(io) => Pin::new(io).poll_shutdown(cx),
-            None => Poll::Ready(Ok(())),
+    /// Says goodbye, as far as the close of the socket does not say it.
+    pub(super) fn poll_goodbye(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let inner = &mut *self.lock();
+        match &mut inner.io {
+            Some(io) if io.must_say_goodbye() => Pin::new(io).poll_shutdown(cx),
+            Some(_) | None => Poll::Ready(Ok(())),
         }
     }
 
