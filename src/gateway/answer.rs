@@ -21,6 +21,9 @@ use crate::http::grpc_web;
 use crate::telemetry::access_log::Entry;
 use crate::upstream::body::{BodyError, UpstreamBody};
 
+/// Pieces below this are copied where they may have to wait.
+const SMALL: usize = 2 << 10;
+
 /// Why a response body was cut; hyper closes the connection over it, or resets the stream with the code found here.
 #[derive(Debug)]
 pub struct Cut(Option<h2::Error>);
@@ -118,6 +121,13 @@ impl ResponseBody {
         Self { source: Source::Full(bytes), finish: None, bytes: 0, complete: true, cutting: None }
     }
 
+    /// Sends on what the client sends of its body meanwhile: for when the client takes nothing of this one.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if let Source::Upstream(body) = &mut self.source {
+            body.poll_upload(cx);
+        }
+    }
+
     fn end(&mut self, cut: Option<Reason>) {
         if let Some(finish) = self.finish.take() {
             finish.run(self.bytes, self.complete, cut);
@@ -168,6 +178,12 @@ impl Body for ResponseBody {
                     if let Some(finish) = this.finish.as_ref().filter(|finish| finish.connection.is_none()) {
                         // An HTTP/2 stream has no socket of its own that would tell its clock.
                         finish.clock.moved(data.len());
+                        if data.len() < SMALL
+                            && let Some(data) = frame.data_mut()
+                        {
+                            // Its bytes may wait long, and a slice would keep all of the block that it was read into.
+                            *data = Bytes::copy_from_slice(data);
+                        }
                     }
                 }
                 if this.source.ended() {
@@ -181,7 +197,7 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.source.ended()
+        self.cutting.is_none() && self.source.ended()
     }
 
     fn size_hint(&self) -> SizeHint {

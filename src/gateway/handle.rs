@@ -215,7 +215,7 @@ async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<Respon
         seen,
         trailer: if seen.trailer() { head.headers.get(TRAILER).cloned() } else { None },
         te_trailers: false,
-        expects_continue: false,
+        expects_continue: seen.expect(),
         origin: None,
         cors: CorsFields::default(),
         pending,

@@ -19,6 +19,12 @@ use crate::http::incoming::Incoming;
 
 /// Longest body that is kept for another attempt.
 pub const REPLAY_LIMIT: usize = 64 << 10;
+/// Most pieces of one body that are kept.
+const REPLAY_CHUNKS: usize = 1024;
+/// What keeping a chunk costs beside its bytes.
+const CHUNK: usize = 96;
+/// Chunks below this are copied to be kept.
+const SMALL: usize = 4 << 10;
 /// All kept bodies together; beyond it requests run without a copy.
 const REPLAY_TOTAL: usize = 64 << 20;
 
@@ -97,21 +103,25 @@ struct Replay {
 impl Replay {
     /// Keeps a chunk; `false` when there is no room, and nothing is kept any more.
     fn keep(&mut self, chunk: &Bytes) -> bool {
-        if self.bytes + chunk.len() > REPLAY_LIMIT || REPLAY_BYTES.fetch_add(chunk.len(), Relaxed) + chunk.len() > REPLAY_TOTAL {
-            if self.bytes + chunk.len() <= REPLAY_LIMIT {
-                REPLAY_BYTES.fetch_sub(chunk.len(), Relaxed);
-            }
+        // A client that sends byte by byte must not cost more memory than it is charged for.
+        if self.bytes + chunk.len() > REPLAY_LIMIT || self.chunks.len() >= REPLAY_CHUNKS {
+            return false;
+        }
+        let cost = chunk.len() + CHUNK;
+        if REPLAY_BYTES.fetch_add(cost, Relaxed) + cost > REPLAY_TOTAL {
+            REPLAY_BYTES.fetch_sub(cost, Relaxed);
             return false;
         }
         self.bytes += chunk.len();
-        self.chunks.push_back(chunk.clone());
+        // A small slice would keep all of the block that it was read into.
+        self.chunks.push_back(if chunk.len() < SMALL { Bytes::copy_from_slice(chunk) } else { chunk.clone() });
         true
     }
 }
 
 impl Drop for Replay {
     fn drop(&mut self) {
-        REPLAY_BYTES.fetch_sub(self.bytes, Relaxed);
+        REPLAY_BYTES.fetch_sub(self.bytes + self.chunks.len() * CHUNK, Relaxed);
     }
 }
 

@@ -8,7 +8,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT};
@@ -35,6 +35,8 @@ use crate::telemetry::metrics::ConnectionError;
 const BACKSTOP: usize = 2;
 /// Up to here a head that is too large is read to its end, so that the refusal has a log line.
 const LEAST_HEAD: usize = 64 << 10;
+/// How long the answer that opens a tunnel may take to leave.
+const SWITCH: Duration = Duration::from_secs(10);
 /// So much may wait to be written before more of a body is asked for.
 const FULL: usize = 32 << 10;
 
@@ -45,6 +47,12 @@ pub(super) struct Http1<'a> {
     wire: Arc<Wire>,
     /// Set when a connection that waits for a request must close.
     closing: &'a AtomicBool,
+}
+
+impl Drop for Http1<'_> {
+    fn drop(&mut self) {
+        self.wire.close();
+    }
 }
 
 /// What is left to do when a request is over.
@@ -67,7 +75,11 @@ impl<'a> Http1<'a> {
         loop {
             let head = match self.head().await {
                 Heard::Head(head) => head,
-                Heard::End | Heard::Cut => return None,
+                Heard::End => {
+                    let _ = poll_fn(|cx| self.wire.poll_goodbye(cx)).await;
+                    return None;
+                }
+                Heard::Cut => return None,
                 Heard::Bad { error, tls } => return Some(self.refuse(error, tls).await),
             };
             match self.request(head).await {
@@ -154,6 +166,10 @@ impl<'a> Http1<'a> {
         self.state.clock.set_timeouts(inbound.snapshot.timeouts);
         inbound.survey = Some(head.survey);
         let tunnel = self.offer_tunnel(&head, &mut inbound);
+        if framing.is_err() {
+            // Nobody can tell what still comes: it must not turn the answer into a reset.
+            self.state.linger.store(true, Relaxed);
+        }
         let Some(request) = request(head, body) else {
             let kind = self.refuse(ParseError::BadTarget, false).await;
             self.session.listener.metrics.connection_error(self.session.worker, kind);
@@ -193,11 +209,15 @@ impl<'a> Http1<'a> {
         let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
         drop(parts);
         let mut body = Writing { body, ended: false, cut: false };
-        let written = poll_fn(|cx| {
+        let writing = poll_fn(|cx| {
             let mut body = Pin::new(&mut body);
             loop {
                 let waiting = body.fill(cx, &mut ending, &mut out);
-                std::task::ready!(self.wire.poll_write(cx, &mut out))?;
+                if self.wire.poll_write(cx, &mut out)?.is_pending() {
+                    // The client may take nothing before it has sent all of its body.
+                    body.body.poll_upload(cx);
+                    return Poll::Pending;
+                }
                 if !waiting && !body.ended {
                     continue;
                 }
@@ -210,13 +230,19 @@ impl<'a> Http1<'a> {
                 }
                 return Poll::Pending;
             }
-        })
-        .await;
+        });
+        // No timeout of HTTP runs any more once a tunnel is agreed on.
+        let written = if switching {
+            Box::pin(tokio::time::timeout(SWITCH, writing)).await.unwrap_or_else(|over| Err(over.into()))
+        } else {
+            writing.await
+        };
         if written.is_err() || body.cut {
             return Next::Drop;
         }
         drop(body);
         if switching {
+            self.state.linger.store(false, Relaxed);
             if let (Some(tunnel), Some(stream)) = (tunnel, self.wire.take_stream()) {
                 // Nobody there: the tunnel has given up, and the stream closes with this.
                 let _ = tunnel.send(stream);
@@ -225,6 +251,7 @@ impl<'a> Http1<'a> {
         }
         let over = self.wire.request_is_over();
         if over && keep_alive && !self.closing.load(Relaxed) {
+            self.state.linger.store(false, Relaxed);
             return Next::Request;
         }
         // Closing a socket under a client that still sends would reset it, and the answer with it.
@@ -246,8 +273,9 @@ impl Writing {
     /// Moves frames into `out` until it is full, the body ends or has nothing now; `true` in the last case.
     fn fill(self: &mut Pin<&mut Self>, cx: &mut std::task::Context<'_>, ending: &mut Ending, out: &mut Outbox) -> bool {
         let this = self.as_mut().get_mut();
-        while !this.ended && out.piece.is_empty() && out.front.len() < FULL {
-            if this.body.is_end_stream() {
+        while !this.ended && out.piece.is_empty() && out.back.is_empty() && out.front.len() < FULL {
+            // A body that the client does not get is not waited for.
+            if matches!(ending, Ending::None) || this.body.is_end_stream() {
                 this.ended = true;
                 this.cut |= !ending.end(out);
                 break;

@@ -87,6 +87,13 @@ impl UpstreamBody {
         })
     }
 
+    /// Sends on what has come of the request's body. What goes wrong is heard of where this body is read.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if let Source::H1(connection) = &mut self.source {
+            connection.poll_upload(cx);
+        }
+    }
+
     /// Whether the upstream ended it early.
     pub fn cut(&self) -> bool {
         self.cut

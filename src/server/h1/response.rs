@@ -21,6 +21,8 @@ const HEAD_ROOM: usize = 1 << 10;
 pub(super) enum Ending {
     /// There is no body, whatever the source gives.
     None,
+    /// The client has been told of the end.
+    Told,
     /// Its length stands in the head; so much is left.
     Length(u64),
     /// Chunks; these trailers were announced.
@@ -74,7 +76,7 @@ pub(super) fn begin(parts: &response::Parts, body: &impl Body, asked: &Asked, ou
             out.put_slice(b"\r\n");
         }
         Ending::Chunked(_) => out.put_slice(b"transfer-encoding: chunked\r\n"),
-        Ending::None | Ending::Close => {}
+        Ending::None | Ending::Told | Ending::Close => {}
     }
     if !dated {
         date(|date| encode::field(out, "date", date));
@@ -113,7 +115,7 @@ impl Ending {
             Err(frame) => {
                 if let (Self::Chunked(announced), Ok(trailers)) = (&*self, frame.into_trailers()) {
                     encode::last_chunk(&mut out.front, &trailers, announced);
-                    *self = Self::None;
+                    *self = Self::Told;
                 }
                 return Ok(());
             }
@@ -122,7 +124,7 @@ impl Ending {
             return Ok(());
         }
         match self {
-            Self::None => return Ok(()),
+            Self::None | Self::Told => return Ok(()),
             Self::Length(left) => *left = left.checked_sub(data.len() as u64).ok_or(TooLong)?,
             Self::Chunked(_) => encode::chunk_size(&mut out.front, data.len()),
             Self::Close => {}
@@ -140,12 +142,12 @@ impl Ending {
 
     /// The body has ended: puts what tells the client so into `out`. `false` if it ended before its length.
     pub(super) fn end(&mut self, out: &mut Outbox) -> bool {
-        match std::mem::replace(self, Self::None) {
-            Self::None | Self::Close => true,
+        match std::mem::replace(self, Self::Told) {
+            Self::None | Self::Told | Self::Close => true,
             Self::Length(left) => left == 0,
             Self::Chunked(_) => {
                 // What follows a large piece must not overtake it.
-                if out.piece.is_empty() {
+                if out.piece.is_empty() && out.back.is_empty() {
                     out.front.put_slice(encode::LAST_CHUNK);
                 } else {
                     out.back = b"\r\n0\r\n\r\n";

@@ -1,12 +1,12 @@
 //! The two ends of an HTTP/1 connection that its requests share: what was read and not used yet, and the socket.
 //!
-//! The connection's loop and the body of its current request both read here. They run on one task, so the lock is never waited for;
-//! it is what makes the sharing sound where futures are `Send`.
+//! The connection's loop and the body of its current request both read here. Mostly they run on one task. Towards an HTTP/2 upstream the
+//! body is read by a task of that connection: then each wakes the other when what it waits for has changed.
 
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http_body::Frame;
@@ -19,6 +19,8 @@ use crate::server::io::ClientIo;
 
 /// Bytes read at a time where many come.
 const LARGE: usize = 128 << 10;
+/// Most bytes of empty lines that are skipped at once.
+const MAX_EMPTY: usize = 16;
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// What is read and written on an HTTP/1 connection.
@@ -39,10 +41,16 @@ struct Inner {
     number: u64,
     /// Bytes of the 100 that the client waits for and that are to be written before its body is read.
     owed: &'static [u8],
+    /// The 100 is written but may not have left.
+    unflushed: bool,
     /// The client has closed its side.
     eof: bool,
     /// The body of the current request is beyond repair.
     broken: bool,
+    /// Who waits for more of the body.
+    reader: Option<Waker>,
+    /// The connection's task, while the body is somebody else's to read.
+    owner: Option<Waker>,
 }
 
 /// What came of reading for a head.
@@ -73,8 +81,11 @@ impl Wire {
             decoder: Decoder::Done,
             number: 0,
             owed: b"",
+            unflushed: false,
             eof: false,
             broken: false,
+            reader: None,
+            owner: None,
         }))
     }
 
@@ -91,6 +102,7 @@ impl Wire {
     pub(super) fn poll_head(&self, cx: &mut Context<'_>, limits: Limits, begun: impl Fn()) -> Poll<Heard> {
         let inner = &mut *self.lock();
         loop {
+            inner.skip_empty_lines();
             if !inner.buf.is_empty() {
                 let tls = inner.buf.first() == Some(&0x16);
                 match parse_request(&mut inner.buf, &mut inner.seen, limits) {
@@ -113,7 +125,7 @@ impl Wire {
     /// A request whose body has this length begins; returns its number.
     pub(super) fn begin(&self, length: BodyLength, limits: Limits, expects_continue: bool) -> u64 {
         let inner = &mut *self.lock();
-        inner.number += 1;
+        inner.next_number();
         inner.decoder = Decoder::new(length, limits);
         inner.owed = if expects_continue && !inner.decoder.is_done() { CONTINUE } else { b"" };
         inner.broken = false;
@@ -124,7 +136,12 @@ impl Wire {
     /// goes; what it still sends of a body is not looked at here.
     pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> bool {
         let inner = &mut *self.lock();
-        if !inner.decoder.is_done() || !inner.buf.is_empty() {
+        if !inner.decoder.is_done() {
+            // Whoever reads the body says when it has ended; until then it is there that the client's leaving is heard of.
+            inner.owner = Some(cx.waker().clone());
+            return false;
+        }
+        if !inner.buf.is_empty() {
             return false;
         }
         if !inner.eof {
@@ -148,7 +165,7 @@ impl Wire {
     pub(super) fn request_is_over(&self) -> bool {
         let inner = &mut *self.lock();
         // Whoever still holds the body reads nothing of the next request.
-        inner.number += 1;
+        inner.next_number();
         while !inner.broken {
             match inner.decoder.decode(&mut inner.buf) {
                 Ok(Decoded::End | Decoded::Trailers(_)) => return true,
@@ -164,6 +181,7 @@ impl Wire {
         let inner = &mut *self.lock();
         inner.seen = 0;
         inner.much = false;
+        inner.unflushed = false;
         if inner.buf.is_empty() {
             inner.buf = BytesMut::new();
         }
@@ -200,6 +218,14 @@ impl Wire {
         }
     }
 
+    /// The connection is over, whoever still holds the body of its last request.
+    pub(super) fn close(&self) {
+        let inner = &mut *self.lock();
+        inner.broken = true;
+        inner.io = None;
+        inner.next_number();
+    }
+
     /// The byte stream, for a tunnel, with what was read ahead.
     pub(super) fn take_stream(&self) -> Option<BoxedStream> {
         let inner = &mut *self.lock();
@@ -210,6 +236,22 @@ impl Wire {
 }
 
 impl Inner {
+    fn next_number(&mut self) {
+        self.number += 1;
+        self.owner = None;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
+    /// Line ends in front of a request are no part of it (RFC 9112 section 2.2): a connection that got nothing else is idle.
+    fn skip_empty_lines(&mut self) {
+        if self.buf.len() <= MAX_EMPTY && self.buf.iter().all(|byte| matches!(byte, b'\r' | b'\n')) {
+            self.buf.clear();
+            self.seen = 0;
+        }
+    }
+
     fn hung_up(&self) -> Heard {
         if self.buf.is_empty() { Heard::End } else { Heard::Cut }
     }
@@ -241,7 +283,13 @@ impl Inner {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         loop {
             match self.decoder.decode(&mut self.buf) {
-                Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Decoded::Data(data)) => {
+                    // Who has begun to send waits for no 100.
+                    if self.owed.len() == CONTINUE.len() {
+                        self.owed = b"";
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
                 Ok(Decoded::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
                 Ok(Decoded::End) => return Poll::Ready(None),
                 Ok(Decoded::NeedMore) if self.eof || self.broken => return Poll::Ready(self.break_off()),
@@ -273,9 +321,13 @@ impl Inner {
             let Some(io) = &mut self.io else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
             let written = ready!(Pin::new(&mut *io).poll_write(cx, self.owed))?;
             self.owed = self.owed.get(written.max(1)..).unwrap_or_default();
-            if self.owed.is_empty() {
-                ready!(Pin::new(io).poll_flush(cx))?;
-            }
+            self.unflushed = true;
+        }
+        if self.unflushed
+            && let Some(io) = &mut self.io
+        {
+            ready!(Pin::new(io).poll_flush(cx))?;
+            self.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
@@ -284,12 +336,23 @@ impl Inner {
 impl BodySource for Wire {
     fn poll_frame(&self, number: u64, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let inner = &mut *self.lock();
-        if inner.number == number { inner.poll_body(cx) } else { Poll::Ready(Some(Err(Broken))) }
+        if inner.number != number {
+            return Poll::Ready(Some(Err(Broken)));
+        }
+        let frame = inner.poll_body(cx);
+        if frame.is_pending() {
+            inner.reader = Some(cx.waker().clone());
+        } else if (inner.decoder.is_done() || inner.broken)
+            && let Some(owner) = inner.owner.take()
+        {
+            owner.wake();
+        }
+        frame
     }
 
     fn ended(&self, number: u64) -> bool {
         let inner = self.lock();
-        inner.number != number || inner.decoder.is_done()
+        inner.number == number && inner.decoder.is_done()
     }
 }
 

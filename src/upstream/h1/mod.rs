@@ -213,6 +213,12 @@ impl H1 {
         }
     }
 
+    /// Sends what can be sent of the request.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        // A body that has failed says so again when the response is read.
+        let _ = self.0.pump(cx);
+    }
+
     /// Whether the response's body has ended.
     pub fn is_body_ended(&self) -> bool {
         self.0.decoder.is_done()
