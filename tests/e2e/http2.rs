@@ -188,6 +188,69 @@ fn a_cancelled_stream_cancels_the_upstream_request_and_nothing_else() {
 }
 
 #[test]
+fn an_http1_client_that_leaves_cancels_its_stream_upstream_though_its_body_has_arrived() {
+    let (asked, gone) = (Gate::new(), Gate::new());
+    let (its, over) = (asked.clone(), gone.clone());
+    let upstream = H2Upstream::serve(move |(request, mut respond)| {
+        let (its, over) = (its.clone(), over.clone());
+        async move {
+            let mut body = request.into_body();
+            while let Some(Ok(_)) = body.data().await {}
+            its.open();
+            // Ready when the stream is reset.
+            let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            over.open();
+        }
+    });
+    let gateway = Gateway::new(&h2_route(""), &[upstream.address]);
+    let mut raw = gateway.connect();
+    raw.send(client::request("POST", "/left", &[], "the whole body"));
+    asked.pass();
+    drop(raw);
+    gone.pass();
+    assert_eq!(gateway.logged("/left")["status"], 499);
+}
+
+#[test]
+fn a_grpc_web_answer_that_is_cut_never_looks_complete() {
+    let upstream = H2Upstream::serve(|(_, mut respond)| async move {
+        let answer = http::Response::builder().status(200).header("content-type", "application/grpc").body(()).unwrap();
+        let mut sender = respond.send_response(answer, false).unwrap();
+        sender.send_data(Bytes::from_static(b"\0\0\0\0\x02hi"), false).unwrap();
+        // The message must not be lost in the reset.
+        tokio::task::yield_now().await;
+        sender.send_reset(Reason::INTERNAL_ERROR);
+    });
+    let gateway = Gateway::new(&h2_route(""), &[upstream.address]);
+    for _ in 0..8 {
+        let mut raw = gateway.connect();
+        raw.send(client::request("POST", "/cut", &[("Content-Type", "application/grpc-web+proto")], "\0\0\0\0\0"));
+        let (bytes, _) = raw.rest();
+        let text = String::from_utf8_lossy(&bytes).to_lowercase();
+        // Told by the status that goes with it, or else not ended at all.
+        assert!(!text.ends_with("0\r\n\r\n") || text.contains("grpc-status") && !text.contains("grpc-status: 0"), "{text:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_comes_before_the_body_lets_go_of_the_client() {
+    let upstream = H2Upstream::serve(|(request, mut respond)| async move {
+        let answer = http::Response::builder().status(200).header("content-length", "5").body(()).unwrap();
+        let mut sender = respond.send_response(answer, false).unwrap();
+        sender.send_data(Bytes::from_static(b"early"), true).unwrap();
+        // Never reads the body, and never says that it does not want it.
+        let _body = request.into_body();
+        std::future::pending::<()>().await;
+    });
+    let gateway = Gateway::new(&h2_route(""), &[upstream.address]);
+    let mut raw = gateway.connect();
+    let answer = raw.ask("POST /early HTTP/1.1\r\nHost: site\r\nContent-Length: 1000\r\n\r\npart");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "early"));
+    raw.assert_closed();
+    gateway.metric_becomes(&format!("gateway_connections{{listener=\"{}\"}}", gateway.address()), 0.0);
+}
+
+#[test]
 fn a_slow_reader_slows_the_upstream() {
     const OFFERED: usize = 64 * 1024 * 1024;
     let written = Arc::new(AtomicUsize::new(0));

@@ -158,6 +158,23 @@ fn a_continue_is_sent_only_when_the_body_is_wanted() {
     assert!(!upstream.last().has("expect"));
     raw.ask(head("/denied")).refused(403, "ip_denied");
     assert_eq!(upstream.count(), 1);
+    // Nor where the head itself is refused.
+    gateway.ask("POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n").refused(400, "bad_request");
+}
+
+#[test]
+fn line_ends_between_requests_are_no_request() {
+    let upstream = Upstream::echo();
+    let gateway = Gateway::to(upstream.address, "");
+    let mut raw = gateway.connect();
+    for path in ["/1", "/2"] {
+        raw.send("\r\n");
+        assert_eq!(raw.ask(get(path)).status, 200);
+        raw.send("\r\n\r\n");
+    }
+    // A drain does not wait for what never began.
+    drop(gateway);
+    raw.assert_closed();
 }
 
 #[test]

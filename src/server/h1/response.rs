@@ -146,11 +146,11 @@ impl Ending {
             Self::None | Self::Told | Self::Close => true,
             Self::Length(left) => left == 0,
             Self::Chunked(_) => {
-                // What follows a large piece must not overtake it.
-                if out.piece.is_empty() && out.back.is_empty() {
-                    out.front.put_slice(encode::LAST_CHUNK);
-                } else {
-                    out.back = b"\r\n0\r\n\r\n";
+                // What follows a large piece must not overtake it, nor the line end behind it, of which some may be written.
+                match out.back.len() {
+                    0 if out.piece.is_empty() => out.front.put_slice(encode::LAST_CHUNK),
+                    1 => out.back = b"\n0\r\n\r\n",
+                    _ => out.back = b"\r\n0\r\n\r\n",
                 }
                 true
             }
@@ -182,4 +182,30 @@ pub(super) fn refuse(parts: &response::Parts, bytes: &Bytes, out: &mut Outbox) {
     let asked = Asked { version: Version::HTTP_11, head: false, keep_alive: false };
     begin(parts, &http_body_util::Full::new(bytes.clone()), &asked, out);
     out.front.put_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_body_never_overtakes_a_chunk() {
+        let piece = Bytes::from(vec![b'x'; COPIED + 1]);
+        // However much of the chunk is still to be written, the last one comes behind it.
+        for (left, back) in [(piece.clone(), &b"\r\n"[..]), (Bytes::new(), b"\r\n"), (Bytes::new(), b"\n")] {
+            let mut out = Outbox { piece: left, back, ..Outbox::default() };
+            assert!(Ending::Chunked(Vec::new()).end(&mut out));
+            assert!(out.front.is_empty() && out.back == [back, b"0\r\n\r\n"].concat(), "{out:?}");
+        }
+        let mut out = Outbox::default();
+        Ending::Chunked(Vec::new()).frame(Frame::data(piece), &mut out).unwrap();
+        assert_eq!((&out.front[..], out.back), (&b"2001\r\n"[..], &b"\r\n"[..]));
+    }
+
+    #[test]
+    fn a_body_that_is_not_as_long_as_its_head_says_is_cut() {
+        let mut out = Outbox::default();
+        assert!(!Ending::Length(1).end(&mut out), "too short");
+        assert!(Ending::Length(1).frame(Frame::data(Bytes::from_static(b"ab")), &mut out).is_err(), "too long");
+    }
 }
