@@ -14,7 +14,9 @@ pub const SLOTS: usize = 65_537;
 /// Marks an endpoint that is not usable.
 const NOWHERE: u32 = u32::MAX;
 /// After this many slots that do not fit, look whether any endpoint does before going on.
-const PATIENCE: usize = 64;
+const PATIENCE: u64 = 64;
+/// Most slots that are drawn before all are gone through.
+const DRAWS: u64 = 1024;
 
 /// Hash of a key for [`Ask::hash`]: XXH3-64, seed 0, so that all gateways and restarts agree.
 pub fn hash_key(key: &[u8]) -> u64 {
@@ -132,7 +134,7 @@ impl Ring {
         Self { table: table.clone(), positions, bounds, by_weight }
     }
 
-    /// The position of the key's slot, or of the next slot that fits. Without a key a random one by weight.
+    /// The position of the key's slot, or of the next one drawn by the key that fits. Without a key a random one by weight.
     pub fn pick(&self, candidates: &impl Candidates, ask: &Ask<'_>) -> Option<usize> {
         let Some(key) = (ask.hash)() else {
             return self.by_weight.pick(ask.random, candidates);
@@ -151,20 +153,34 @@ impl Ring {
         f64::from(candidates.in_flight(position)) < bound
     }
 
+    /// The key's slot; while that does not fit, others drawn by the key. Each draw is like a new key, so whoever is out leaves its keys to
+    /// the rest by their shares. (The slot behind is no such draw: neighbours in the table go together.)
     fn walk(&self, key: u64, fits: &dyn Fn(usize) -> bool) -> Option<usize> {
-        let start = (key % SLOTS as u64) as usize;
-        let (before, after) = self.table.slots.split_at_checked(start)?;
-        for (step, member) in after.iter().chain(before).enumerate() {
-            let position = self.positions.get(usize::from(*member)).copied().filter(|position| *position != NOWHERE);
-            if let Some(position) = position.map(|position| position as usize).filter(|position| fits(*position)) {
-                return Some(position);
+        let position = |slot: u64| {
+            let member = self.table.slots.get((slot % SLOTS as u64) as usize)?;
+            let position = self.positions.get(usize::from(*member)).copied().filter(|position| *position != NOWHERE)?;
+            Some(position as usize).filter(|position| fits(*position))
+        };
+        for draw in 0..DRAWS {
+            let found = position(if draw == 0 { key } else { mixed(key, draw) });
+            if found.is_some() {
+                return found;
             }
-            if step == PATIENCE && !self.positions.iter().any(|position| *position != NOWHERE && fits(*position as usize)) {
+            if draw == PATIENCE && !self.positions.iter().any(|position| *position != NOWHERE && fits(*position as usize)) {
                 return None;
             }
         }
-        None
+        // So few fit that draws miss them.
+        (0..SLOTS as u64).find_map(|step| position((key % SLOTS as u64) + step))
     }
+}
+
+/// The `draw`-th number that follows from `key`: the output function of SplitMix64 (Steele, Lea and Flood 2014).
+fn mixed(key: u64, draw: u64) -> u64 {
+    let mut z = key.wrapping_add(draw.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -5,6 +5,10 @@ use super::{Candidates, Turn};
 /// Positions in turn. What does not fit draws the next number instead of handing its turn to its neighbour,
 /// which would get a double share.
 pub fn pick(len: usize, turn: &Turn, candidates: &impl Candidates) -> Option<usize> {
+    if len == 1 {
+        // Nothing to take turns in: the number is one that all workers write.
+        return candidates.fits(0).then_some(0);
+    }
     let mut position = 0;
     for _ in 0..len {
         position = turn.next() % len;

@@ -1,14 +1,16 @@
 //! `max_connections_per_ip`: how many connections each client address has open.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
 
 use crate::http::client_addr::{slash64, unmap};
 
-/// Counts by address, IPv6 by its /64. Only used while the limit is on: the lock is taken twice per connection, never per request.
+/// Counts by address, IPv6 by its /64. Only used while the limit is on: looked at twice per connection, never per request.
 #[derive(Clone, Debug, Default)]
-pub struct PerIp(Arc<Mutex<HashMap<u128, usize>>>);
+pub struct PerIp(Arc<DashMap<u128, usize>>);
 
 /// A counted connection.
 #[derive(Debug)]
@@ -21,23 +23,23 @@ impl PerIp {
     /// Counts a connection from `ip`, or `None` if it has `limit` open already.
     pub fn count(&self, ip: IpAddr, limit: usize) -> Option<Counted> {
         let key = slash64(unmap(ip));
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(key).or_insert(0);
-        if *count >= limit {
-            return None;
+        match self.0.entry(key) {
+            Entry::Occupied(mut count) if *count.get() < limit => *count.get_mut() += 1,
+            Entry::Vacant(free) if limit > 0 => {
+                free.insert(1);
+            }
+            Entry::Occupied(_) | Entry::Vacant(_) => return None,
         }
-        *count += 1;
         Some(Counted { counts: self.clone(), key })
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut counts = self.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.key) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.key);
+        if let Entry::Occupied(mut count) = self.counts.0.entry(self.key) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
             }
         }
     }

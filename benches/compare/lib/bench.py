@@ -90,9 +90,9 @@ class Bench:
         """ms until clients that found no place are served."""
         return Result(self._fleet.beyond_max_connections(name))
 
-    def idle_memory(self, name, connections):
+    def idle_memory(self, name, connections, kind="http"):
         """KiB per idle connection of a fresh process."""
-        return Result(self._fleet.idle_memory(name, connections))
+        return Result(self._fleet.idle_memory(name, connections, kind))
 
     def startup_memory(self, name):
         """MiB of a fresh process."""

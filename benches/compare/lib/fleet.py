@@ -6,6 +6,7 @@ import json
 import os
 import select
 import socket
+import ssl
 import time
 
 from . import configs, scale, secrets
@@ -124,18 +125,25 @@ class Fleet:
             time.sleep(SETTLE_SECONDS)
             return proxy.memory()
 
-    def idle_memory(self, name, connections):
-        """KiB of resident memory for each idle keep-alive connection, after one request on each."""
-        request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    def idle_memory(self, name, connections, kind="http"):
+        """KiB of resident memory for each idle connection: after one request on each (`http`, `tls`), or as a WebSocket (`tunnel`)."""
+        request, end = _IDLE[kind]
+        context = ssl.create_default_context()
+        # The certificate is made for the run, and who it is from is not what is measured.
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        port = "tls" if kind == "tls" else "http"
         closed = select.poll()
         with self.fresh(name) as proxy, contextlib.ExitStack() as held:
             time.sleep(SETTLE_SECONDS)
             before = proxy.memory()
             for _ in range(connections):
-                connection = held.enter_context(socket.create_connection(("127.0.0.1", proxy.target.ports["http"]), timeout=10))
+                connection = socket.create_connection(("127.0.0.1", proxy.target.ports[port]), timeout=10)
+                if kind == "tls":
+                    connection = context.wrap_socket(connection, server_hostname="localhost")
+                connection = held.enter_context(connection)
                 connection.sendall(request)
                 answer = b""
-                while not answer.endswith(b"}"):
+                while not answer.endswith(end):
                     part = connection.recv(4096)
                     if not part:
                         raise CompareError("a connection was closed")
@@ -165,6 +173,15 @@ class Fleet:
             yield proxy
         finally:
             self.stop(proxy)
+
+
+# What an idle connection has asked before, and how the answer ends.
+_IDLE = {
+    "http": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"}"),
+    "tls": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"}"),
+    "tunnel": (b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+               b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", b"\r\n\r\n"),
+}
 
 
 def _fetch(proxy, path, headers, method="GET", body=None):

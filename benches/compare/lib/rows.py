@@ -8,6 +8,8 @@ from .scale import ROUTED_PATH
 
 PEERS = ("nginx", "haproxy", "envoy")
 IDLE_CONNECTIONS = 10_000
+# Where each takes two sockets of a process, or a handshake.
+FEWER_CONNECTIONS = 2_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,10 @@ def all_rows(loads):
             lambda run, name: run.latency_at(name, 0.9)),
         Row("idle-memory", f"memory per idle keep-alive connection, {IDLE_CONNECTIONS:,} connections", "KiB RSS",
             lambda run, name: run.idle_memory(name, IDLE_CONNECTIONS), limit=12.0),
+        Row("idle-memory-tls", f"memory per idle TLS connection, {FEWER_CONNECTIONS:,} connections", "KiB RSS",
+            lambda run, name: run.idle_memory(name, FEWER_CONNECTIONS, "tls"), extra=True),
+        Row("idle-memory-tunnel", f"memory per idle WebSocket tunnel, {FEWER_CONNECTIONS:,} tunnels", "KiB RSS",
+            lambda run, name: run.idle_memory(name, FEWER_CONNECTIONS, "tunnel"), extra=True),
         Row("startup-memory", "resident memory at start, sum over all processes", "MiB RSS", lambda run, name: run.startup_memory(name), limit=20.0),
         Row("keepalive1", "1 keep-alive connection", **_cpu(loads.wrk(1), extra=True)),
         Row("keepalive4096", "4,096 keep-alive connections", **_cpu(loads.wrk(4096), extra=True)),
