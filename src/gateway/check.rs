@@ -50,7 +50,7 @@ pub(super) fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request:
         }
     }
     let form = if cx.websocket.is_some() { TargetForm::Origin } else { check_target(&head.method, &head.uri).map_err(bad)? };
-    ex.host = match &cx.state {
+    ex.host = match cx.link.http1() {
         Some(state) => state.host(head),
         None => host(head.version, &head.headers, &head.uri),
     }

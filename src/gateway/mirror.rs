@@ -122,7 +122,7 @@ impl Copy {
             },
         };
         let deadline = Instant::now() + self.time;
-        let call = Call {
+        let mut call = Call {
             worker: self.worker,
             method: &self.method,
             target: self.target,
@@ -134,10 +134,11 @@ impl Copy {
             hash: &move || self.hash,
             limit: Limit::Until(Some(deadline)),
             needs_h2: self.needs_h2,
+            as_lines: false,
         };
-        let sent = send(&self.handle.upstream, &self.handle.metrics, call, &mut Trace::default()).await;
+        let sent = send(&self.handle.upstream, &self.handle.metrics, &mut call, &mut Trace::default()).await;
         let mut answer = match sent {
-            Ok(response) => response.into_body(),
+            Ok(reply) => reply.whole().into_body(),
             Err(failure) => {
                 tracing::debug!(upstream = &*self.handle.upstream.name, reason = failure.reason.as_str(), "a mirrored request failed");
                 return Mirrored::Failed;

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, TRAILER};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, response};
+use http::{HeaderMap, HeaderValue};
 
 use crate::error::{Reason, Refusal};
-use crate::gateway::handle::{Answer, Context, CorsFields};
+use crate::gateway::handle::{Context, CorsFields};
 use crate::gateway::mirror::MirrorTarget;
+use crate::gateway::reply::Answer;
 use crate::gateway::target::{Outgoing, Target};
 use crate::http::Exchange;
 use crate::http::headers::{Forwarding, join_cookies, set_forwarded};
@@ -161,18 +162,25 @@ impl Route {
     }
 
     /// The fields that the route puts on every response, the gateway's own included. CORS comes last, so that no rule breaks it.
-    pub fn finish_response(&self, ex: &Exchange, cx: &mut Context<'_>, parts: &mut response::Parts) {
+    pub fn finish_response(&self, ex: &Exchange, cx: &mut Context<'_>, answer: &mut Answer) {
         if !self.headers.is_empty() {
-            self.headers.response(ex, &mut parts.headers, ex.scheme == crate::http::Scheme::Https);
+            self.headers.response(ex, answer.headers(), ex.scheme == crate::http::Scheme::Https);
         }
         for own in cx.snapshot.middleware.iter().rev() {
-            own.response(&self.name, ex, parts.status, &mut parts.headers);
+            let status = answer.parts.status;
+            own.response(&self.name, ex, status, answer.headers());
         }
         match (&self.cors, std::mem::take(&mut cx.cors)) {
-            (Some(cors), CorsFields::Ordinary) => cors.apply(cx.origin.as_ref(), &mut parts.headers),
-            (_, CorsFields::Preflight(fields)) => Cors::apply_preflight(fields, &mut parts.headers),
+            (Some(cors), CorsFields::Ordinary) => cors.apply(cx.origin.as_ref(), answer.headers()),
+            (_, CorsFields::Preflight(fields)) => Cors::apply_preflight(fields, answer.headers()),
             (_, CorsFields::Withheld) | (None, CorsFields::Ordinary) => {}
         }
+    }
+
+    /// Whether nothing that [`Route::finish_response`] does looks at the fields of an upstream's response, so that they can go to the client
+    /// as they came.
+    pub(super) fn leaves_response_alone(&self, cx: &Context<'_>) -> bool {
+        self.headers.is_empty() && self.cors.is_none() && cx.snapshot.middleware.is_empty() && cx.link.http1().is_some()
     }
 }
 

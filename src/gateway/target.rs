@@ -13,7 +13,8 @@ use crate::config::upstream::Protocol;
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Adapted, Cut, Source};
 use crate::gateway::deadline::DeadlineBody;
-use crate::gateway::handle::{Answer, Context};
+use crate::gateway::handle::Context;
+use crate::gateway::reply::Answer;
 use crate::gateway::route::Route;
 use crate::gateway::tunnel;
 use crate::http::body::{BodyFailure, BoxedBody, ClientBody};
@@ -157,7 +158,7 @@ impl Route {
         let host = self.host(ex);
         self.copy(ex, cx, &target, &headers, host.as_ref());
         let hash = hash_of(&handle.upstream, ex, &headers);
-        let call = Call {
+        let mut call = Call {
             worker: ex.worker,
             method: &ex.method,
             target,
@@ -167,14 +168,17 @@ impl Route {
             retry: self.retry.as_ref(),
             idempotent: may_repeat,
             hash: &|| hash,
-            limit: Limit::Clock(&cx.clock),
+            limit: Limit::Clock(cx.link.clock()),
             needs_h2: is_grpc,
+            as_lines: !is_grpc && self.leaves_response_alone(cx),
         };
         let mut trace = Trace { wanted: cx.snapshot.access_log.enabled(), ..Trace::default() };
         let outcome = match deadline {
-            None => send(&handle.upstream, &handle.metrics, call, &mut trace).await,
+            None => send(&handle.upstream, &handle.metrics, &mut call, &mut trace).await,
             Some(deadline) => {
-                match Box::pin(tokio::time::timeout_at(deadline.into(), send(&handle.upstream, &handle.metrics, call, &mut trace))).await {
+                match Box::pin(tokio::time::timeout_at(deadline.into(), send(&handle.upstream, &handle.metrics, &mut call, &mut trace)))
+                    .await
+                {
                     Ok(outcome) => outcome,
                     Err(_) => Err(Failure::deadline()),
                 }
@@ -182,7 +186,10 @@ impl Route {
         };
         note(cx, &trace);
         match outcome {
-            Ok(response) => Ok(answer_of(response, cx, deadline)),
+            Ok(reply) => {
+                let (response, lines) = reply.into_parts();
+                Ok(Answer { lines, ..answer_of(response, cx, deadline) })
+            }
             Err(failure) => Err(refusal_of(&failure)),
         }
     }
@@ -206,7 +213,7 @@ impl Route {
     fn client_body(&self, cx: &mut Context<'_>, replay: bool) -> Option<Arc<ClientBody>> {
         let incoming = cx.incoming.take()?;
         let filter = Some(Arc::clone(&cx.snapshot.trailer_filter));
-        let body = ClientBody::new(incoming, self.body_limit, replay, filter, Arc::clone(&cx.clock));
+        let body = ClientBody::new(incoming, self.body_limit, replay, filter, Arc::clone(cx.link.clock()));
         cx.body = Some(Arc::clone(&body));
         if let Some(finish) = cx.pending.get() {
             finish.body = Some(Arc::clone(&body));
@@ -251,7 +258,7 @@ async fn until_expired<F: Future>(cx: &Context<'_>, future: F) -> Option<F::Outp
     let mut future = std::pin::pin!(future);
     std::future::poll_fn(|task| match future.as_mut().poll(task) {
         std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
-        std::task::Poll::Pending if cx.clock.expired().is_some() => std::task::Poll::Ready(None),
+        std::task::Poll::Pending if cx.link.clock().expired().is_some() => std::task::Poll::Ready(None),
         std::task::Poll::Pending => std::task::Poll::Pending,
     })
     .await
@@ -394,7 +401,7 @@ impl Caller for Calls<'_> {
     async fn call(&self, upstream: usize, request: PartRequest, deadline: Option<Instant>) -> Result<PartResponse<PartBody>, CallFailure> {
         let Some(handle) = self.target.upstreams.get(upstream) else { return Err(CallFailure::NoEndpoint) };
         let hash = self.hash.get(upstream).copied().flatten();
-        let call = Call {
+        let mut call = Call {
             worker: self.worker,
             method: &request.method,
             target: request.target,
@@ -406,10 +413,12 @@ impl Caller for Calls<'_> {
             hash: &move || hash,
             limit: Limit::Until(deadline),
             needs_h2: false,
+            as_lines: false,
         };
-        let response =
-            send(&handle.upstream, &handle.metrics, call, &mut Trace::default()).await.map_err(|failure| call_failure(failure.reason))?;
-        let (parts, body) = response.into_parts();
+        let response = send(&handle.upstream, &handle.metrics, &mut call, &mut Trace::default())
+            .await
+            .map_err(|failure| call_failure(failure.reason))?;
+        let (parts, body) = response.whole().into_parts();
         Ok(PartResponse { status: parts.status, headers: parts.headers, body: PartBody(body) })
     }
 }

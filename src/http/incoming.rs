@@ -8,13 +8,12 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-/// An HTTP/1 connection that the body of its current request is read from.
+/// An HTTP/1 connection, as the body of one of its requests is read from it.
 pub trait BodySource: Send + Sync {
-    /// The next frame of the body of request `number`; an error if the client ended it early, sent unreadable framing, or if that
-    /// request is over.
-    fn poll_frame(&self, number: u64, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>>;
-    /// Whether the body of request `number` has been read to its end.
-    fn ended(&self, number: u64) -> bool;
+    /// The next frame of the body; an error if the client ended it early, sent unreadable framing, or if the request is over.
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>>;
+    /// Whether the body has been read to its end.
+    fn ended(&self) -> bool;
 }
 
 /// The rest of a body will not come.
@@ -29,8 +28,6 @@ pub enum Incoming {
     Http1 {
         /// The connection.
         source: Arc<dyn BodySource>,
-        /// Which of its requests this is.
-        number: u64,
         /// Length of the whole body, if the client declared it.
         length: Option<u64>,
     },
@@ -66,7 +63,7 @@ impl Body for Incoming {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Http1 { source, number, .. } => source.poll_frame(*number, cx),
+            Self::Http1 { source, .. } => source.poll_frame(cx),
             Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(|_| Broken),
         }
     }
@@ -74,7 +71,7 @@ impl Body for Incoming {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Http1 { source, number, .. } => source.ended(*number),
+            Self::Http1 { source, .. } => source.ended(),
             Self::Http2(body) => body.is_end_stream(),
         }
     }

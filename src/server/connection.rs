@@ -22,7 +22,7 @@ use crate::gateway::answer::ResponseBody;
 use crate::gateway::{Ending, Inbound, Snapshot, handle};
 use crate::http::Connection;
 use crate::http::clock::{Clock, ConnectionTimeouts, Phase};
-use crate::http::connection::ConnectionState;
+use crate::http::connection::{ConnectionState, Link};
 use crate::http::incoming::Incoming;
 use crate::http::watched::{End, Watched};
 use crate::server::h1::Http1;
@@ -201,13 +201,12 @@ impl Session {
     }
 
     /// What comes with a request.
-    pub(super) fn inbound(&self, clock: Arc<Clock>, state: Option<Arc<ConnectionState>>) -> Inbound {
+    pub(super) fn inbound(&self, link: Link) -> Inbound {
         Inbound {
             worker: self.worker,
             snapshot: self.state.view(self.worker),
             connection: Arc::clone(&self.connection),
-            clock,
-            state,
+            link,
             ending: Arc::clone(&self.ending),
             upgrading: None,
             survey: None,
@@ -265,6 +264,12 @@ impl Session {
         stages
     }
 
+    /// `max_header_size` and `max_headers` of this moment.
+    pub(super) fn head_limits(&self) -> (usize, usize) {
+        let (size, fields) = &self.state.head_limits;
+        (size.load(Relaxed), fields.load(Relaxed))
+    }
+
     /// The configuration of this moment.
     pub(super) fn snapshot(&self) -> arc_swap::Guard<Arc<Snapshot>> {
         self.state.snapshot.load()
@@ -279,10 +284,12 @@ impl Session {
         let service = service_fn(|request: Request<hyper::body::Incoming>| {
             let clock = Arc::new(Clock::new(Phase::Request, Instant::now(), timeouts));
             streams.expect(Arc::clone(&clock));
-            let inbound = self.inbound(clock, None);
+            let inbound = self.inbound(Link::Http2(clock));
             streams.clock().set_timeouts(inbound.snapshot.timeouts);
             // Boxed before hyper hands it on by value several times, and gone once the head is out, however long the body goes on.
-            Box::pin(async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request.map(Incoming::Http2)).await) })
+            Box::pin(async move {
+                Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request.map(Incoming::Http2)).await.into_response())
+            })
         });
         let snapshot = self.state.snapshot.load_full();
         let mut builder = http2::Builder::new(StreamExecutor::new(&streams));

@@ -12,16 +12,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT};
-use http::{Request, Response, StatusCode, Uri, Version};
+use http::{Request, StatusCode, Uri, Version};
 use http_body::Body;
 use tokio::sync::oneshot;
 
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::ResponseBody;
 use crate::gateway::handle::refuse_unread;
-use crate::gateway::{Inbound, handle};
+use crate::gateway::{Answered, Inbound, handle};
 use crate::http::clock::Phase;
-use crate::http::connection::ConnectionState;
+use crate::http::connection::{ConnectionState, Link};
 use crate::http::h1::{BodyLength, Limits, ParseError, RequestHead, framing};
 use crate::http::incoming::Incoming;
 use crate::http::upgrade::{BoxedStream, Upgrading};
@@ -44,15 +44,9 @@ const FULL: usize = 32 << 10;
 pub(super) struct Http1<'a> {
     session: &'a Session,
     state: Arc<ConnectionState>,
-    wire: Arc<Wire>,
+    wire: Wire,
     /// Set when a connection that waits for a request must close.
     closing: &'a AtomicBool,
-}
-
-impl Drop for Http1<'_> {
-    fn drop(&mut self) {
-        self.wire.close();
-    }
 }
 
 /// What is left to do when a request is over.
@@ -67,11 +61,11 @@ enum Next {
 
 impl<'a> Http1<'a> {
     pub(super) fn new(session: &'a Session, io: ClientIo, prefix: &[u8], state: Arc<ConnectionState>, closing: &'a AtomicBool) -> Self {
-        Self { session, state, wire: Arc::new(Wire::new(io, prefix)), closing }
+        Self { session, state, wire: Wire::new(io, prefix), closing }
     }
 
     /// Serves the connection to its end; tells what was wrong with the client, if it was.
-    pub(super) async fn run(self) -> Option<ConnectionError> {
+    pub(super) async fn run(mut self) -> Option<ConnectionError> {
         loop {
             let head = match self.head().await {
                 Heard::Head(head) => head,
@@ -95,15 +89,12 @@ impl<'a> Http1<'a> {
     }
 
     fn limits(&self) -> Limits {
-        let snapshot = self.session.snapshot();
-        Limits {
-            max_head: snapshot.max_header_size.saturating_mul(BACKSTOP).max(LEAST_HEAD),
-            max_fields: snapshot.max_headers.saturating_mul(BACKSTOP),
-        }
+        let (max_header_size, max_headers) = self.session.head_limits();
+        Limits { max_head: max_header_size.saturating_mul(BACKSTOP).max(LEAST_HEAD), max_fields: max_headers.saturating_mul(BACKSTOP) }
     }
 
     /// Waits for the next request.
-    async fn head(&self) -> Heard {
+    async fn head(&mut self) -> Heard {
         let limits = self.limits();
         poll_fn(|cx| {
             let begun = || {
@@ -121,7 +112,7 @@ impl<'a> Http1<'a> {
     }
 
     /// Answers bytes that are no request.
-    async fn refuse(&self, error: ParseError, tls: bool) -> ConnectionError {
+    async fn refuse(&mut self, error: ParseError, tls: bool) -> ConnectionError {
         let (reason, kind) = match error {
             ParseError::TooManyFields | ParseError::HeadTooLarge => (Reason::HeadersTooLarge, ConnectionError::TooLarge),
             ParseError::TargetTooLong => (Reason::UriTooLong, ConnectionError::TooLarge),
@@ -138,7 +129,7 @@ impl<'a> Http1<'a> {
             format!("The request head cannot be read: {error}.")
         };
         let (parts, bytes) = refuse_unread(&self.session.snapshot(), &Refusal::new(reason, detail));
-        let mut out = Outbox::default();
+        let mut out = Outbox::new();
         refuse(&parts, &bytes, &mut out);
         self.state.linger.store(true, Relaxed);
         // The client may be gone already, which is fine with us.
@@ -148,20 +139,15 @@ impl<'a> Http1<'a> {
     }
 
     /// Takes one request through the gateway and its answer to the client.
-    async fn request(&self, mut head: RequestHead) -> Next {
+    async fn request(&mut self, mut head: RequestHead) -> Next {
         let limits = Limits { max_head: LEAST_HEAD, max_fields: 128 };
         // A request whose end nobody can tell is refused by the gateway's own check, with all that belongs to a refusal.
         let framing = framing::of_request(head.version, &mut head.headers, head.survey);
         let length = framing.unwrap_or(BodyLength::Known(0));
         let asked = Asked::new(head.version, &head.method, framing.is_ok() && wants_more(&head));
         let expects = head.survey.expect() && head.version == Version::HTTP_11 && expects_continue(&head);
-        let number = self.wire.begin(length, limits, expects);
-        let body = match length {
-            BodyLength::Known(0) => Incoming::Empty,
-            BodyLength::Known(length) => Incoming::Http1 { source: Arc::clone(&self.wire) as _, number, length: Some(length) },
-            BodyLength::Chunked | BodyLength::UntilClose => Incoming::Http1 { source: Arc::clone(&self.wire) as _, number, length: None },
-        };
-        let mut inbound = self.session.inbound(Arc::clone(&self.state.clock), Some(Arc::clone(&self.state)));
+        let body = self.wire.begin(length, limits, expects);
+        let mut inbound = self.session.inbound(Link::Http1(Arc::clone(&self.state)));
         // A reload may have changed them.
         self.state.clock.set_timeouts(inbound.snapshot.timeouts);
         inbound.survey = Some(head.survey);
@@ -175,19 +161,23 @@ impl<'a> Http1<'a> {
             self.session.listener.metrics.connection_error(self.session.worker, kind);
             return Next::Drop;
         };
-        let response = {
+        let mut answer = None;
+        {
             let mut answering = pin!(handle(inbound, request));
-            let answered = poll_fn(|cx| match answering.as_mut().poll(cx) {
-                Poll::Ready(response) => Poll::Ready(Some(response)),
-                Poll::Pending if self.wire.poll_gone(cx) => Poll::Ready(None),
+            poll_fn(|cx| match answering.as_mut().poll(cx) {
+                Poll::Ready(answered) => {
+                    answer = Some(answered);
+                    Poll::Ready(())
+                }
+                Poll::Pending if self.wire.poll_gone(cx) => Poll::Ready(()),
                 Poll::Pending => Poll::Pending,
-            });
-            match answered.await {
-                Some(response) => response,
-                None => return Next::Drop,
-            }
-        };
-        self.respond(response, &asked, tunnel).await
+            })
+            .await;
+        }
+        match answer {
+            Some(answer) => self.respond(answer, &asked, tunnel).await,
+            None => Next::Drop,
+        }
     }
 
     /// The other end of a stream that a tunnel could take.
@@ -201,13 +191,13 @@ impl<'a> Http1<'a> {
     }
 
     /// Writes an answer.
-    async fn respond(&self, response: Response<ResponseBody>, asked: &Asked, tunnel: Option<oneshot::Sender<BoxedStream>>) -> Next {
-        let (parts, body) = response.into_parts();
-        let mut out = Outbox::default();
+    async fn respond(&mut self, answer: Answered, asked: &Asked, tunnel: Option<oneshot::Sender<BoxedStream>>) -> Next {
+        let Answered { parts, lines, body } = answer;
+        let mut out = Outbox::new();
         out.front.extend_from_slice(self.wire.answer_begins());
-        let (mut ending, keep_alive) = begin(&parts, &body, asked, &mut out);
+        let (mut ending, keep_alive) = begin(&parts, lines.as_ref(), &body, asked, &mut out);
         let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-        drop(parts);
+        drop((parts, lines));
         let mut body = Writing { body, ended: false, cut: false };
         let writing = poll_fn(|cx| {
             let mut body = Pin::new(&mut body);

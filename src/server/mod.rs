@@ -154,6 +154,7 @@ impl Server {
         let (files, routes) = (snapshot.source.files.clone(), snapshot.routes.len());
         let snapshot = Arc::new(snapshot);
         let state = Arc::new(State {
+            head_limits: (AtomicUsize::new(snapshot.max_header_size), AtomicUsize::new(snapshot.max_headers)),
             snapshot: ArcSwap::new(Arc::clone(&snapshot)),
             views: (0..count).map(|_| Seen::new(&snapshot)).collect(),
             shared,

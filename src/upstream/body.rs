@@ -71,9 +71,9 @@ impl UpstreamBody {
         response.map(|source| {
             let mut body = Self { source, lease, attempt: Some(attempt), since, cut: false };
             let mut whole = None;
-            if let (Source::H1(connection), Some(lease)) = (&mut body.source, &body.lease) {
+            if let (Source::H1(connection), Some(_), Some(attempt)) = (&mut body.source, &body.lease, &body.attempt) {
                 if let Some(limit) = connection.idle_limit() {
-                    lease.pool().learn_idle_timeout(limit);
+                    attempt.endpoint().pool.learn_idle_timeout(limit);
                 }
                 whole = connection.take_whole_body();
             }
@@ -101,10 +101,10 @@ impl UpstreamBody {
 
     fn ended(&mut self) {
         let source = std::mem::replace(&mut self.source, Source::Ended);
-        if let (Source::H1(mut connection), Some(lease)) = (source, &self.lease)
+        if let (Source::H1(mut connection), Some(lease), Some(attempt)) = (source, &self.lease, &self.attempt)
             && connection.finish()
         {
-            lease.give_back(connection, self.since);
+            attempt.endpoint().pool.give_back(connection, lease.worker, self.since);
         }
         self.lease = None;
         self.attempt = None;

@@ -72,6 +72,8 @@ pub struct Call<'a> {
     pub limit: Limit<'a>,
     /// Whether it needs HTTP/2 (gRPC).
     pub needs_h2: bool,
+    /// Whether the fields of the response may stay lines: nobody on the way looks at them.
+    pub as_lines: bool,
 }
 
 /// What is known of a call for the access log, also when it fails.

@@ -8,7 +8,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::{HeaderName, Method, StatusCode, Version, response};
 use http_body::{Body, Frame};
 
-use crate::http::h1::encode;
+use crate::http::h1::{BodyLength, Lines, encode};
 use crate::server::h1::wire::Outbox;
 
 /// Pieces up to this size are copied behind what waits to be written; larger ones are written from where they are.
@@ -48,7 +48,7 @@ impl Asked {
 
 /// Writes a response's head into `out`; says how its body ends and whether the connection goes on. What says so in the head is made
 /// here, in the one pass over the fields that writes them.
-pub(super) fn begin(parts: &response::Parts, body: &impl Body, asked: &Asked, out: &mut Outbox) -> (Ending, bool) {
+pub(super) fn begin(parts: &response::Parts, lines: Option<&Lines>, body: &impl Body, asked: &Asked, out: &mut Outbox) -> (Ending, bool) {
     let ending = Ending::of(parts, body, asked);
     let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     // Of a body that is not sent, the length stays that of the answer to a GET.
@@ -58,6 +58,13 @@ pub(super) fn begin(parts: &response::Parts, body: &impl Body, asked: &Asked, ou
     out.reserve(HEAD_ROOM);
     let reason = parts.extensions.get::<hyper::ext::ReasonPhrase>().map(hyper::ext::ReasonPhrase::as_bytes);
     encode::status_line(out, asked.version, parts.status, reason);
+    if let Some(lines) = lines {
+        lines.write(out);
+        dated |= lines.dated();
+        if let (true, Some(BodyLength::Known(length))) = (keep_length, lines.declared()) {
+            content_length(out, length);
+        }
+    }
     for (name, value) in &parts.headers {
         if *name == CONTENT_LENGTH && !keep_length || *name == TRANSFER_ENCODING {
             continue;
@@ -70,11 +77,7 @@ pub(super) fn begin(parts: &response::Parts, body: &impl Body, asked: &Asked, ou
         encode::field(out, name.as_str(), value.as_bytes());
     }
     match &ending {
-        Ending::Length(length) => {
-            out.put_slice(b"content-length: ");
-            encode::decimal(out, *length);
-            out.put_slice(b"\r\n");
-        }
+        Ending::Length(length) => content_length(out, *length),
         Ending::Chunked(_) => out.put_slice(b"transfer-encoding: chunked\r\n"),
         Ending::None | Ending::Told | Ending::Close => {}
     }
@@ -90,6 +93,12 @@ pub(super) fn begin(parts: &response::Parts, body: &impl Body, asked: &Asked, ou
     }
     out.put_slice(b"\r\n");
     (ending, !close)
+}
+
+fn content_length(out: &mut impl BufMut, length: u64) {
+    out.put_slice(b"content-length: ");
+    encode::decimal(out, length);
+    out.put_slice(b"\r\n");
 }
 
 impl Ending {
@@ -180,7 +189,7 @@ fn date(write: impl FnOnce(&[u8])) {
 /// An answer to bytes that are no request: there is nobody else to make one.
 pub(super) fn refuse(parts: &response::Parts, bytes: &Bytes, out: &mut Outbox) {
     let asked = Asked { version: Version::HTTP_11, head: false, keep_alive: false };
-    begin(parts, &http_body_util::Full::new(bytes.clone()), &asked, out);
+    begin(parts, None, &http_body_util::Full::new(bytes.clone()), &asked, out);
     out.front.put_slice(bytes);
 }
 
@@ -193,18 +202,19 @@ mod tests {
         let piece = Bytes::from(vec![b'x'; COPIED + 1]);
         // However much of the chunk is still to be written, the last one comes behind it.
         for (left, back) in [(piece.clone(), &b"\r\n"[..]), (Bytes::new(), b"\r\n"), (Bytes::new(), b"\n")] {
-            let mut out = Outbox { piece: left, back, ..Outbox::default() };
+            let mut out = Outbox::new();
+            (out.piece, out.back) = (left, back);
             assert!(Ending::Chunked(Vec::new()).end(&mut out));
             assert!(out.front.is_empty() && out.back == [back, b"0\r\n\r\n"].concat(), "{out:?}");
         }
-        let mut out = Outbox::default();
+        let mut out = Outbox::new();
         Ending::Chunked(Vec::new()).frame(Frame::data(piece), &mut out).unwrap();
         assert_eq!((&out.front[..], out.back), (&b"2001\r\n"[..], &b"\r\n"[..]));
     }
 
     #[test]
     fn a_body_that_is_not_as_long_as_its_head_says_is_cut() {
-        let mut out = Outbox::default();
+        let mut out = Outbox::new();
         assert!(!Ending::Length(1).end(&mut out), "too short");
         assert!(Ending::Length(1).frame(Frame::data(Bytes::from_static(b"ab")), &mut out).is_err(), "too long");
     }
