@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::Reason;
@@ -121,6 +121,11 @@ impl ResponseBody {
         Self { source: Source::Full(bytes), finish: None, bytes: 0, complete: true, cutting: None }
     }
 
+    /// The field that the request id goes in.
+    pub fn id_name(&self) -> Option<&HeaderName> {
+        self.finish.as_ref()?.snapshot.request_id.as_ref()
+    }
+
     /// Sends on what the client sends of its body meanwhile: for when the client takes nothing of this one.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
         if let Source::Upstream(body) = &mut self.source {
@@ -230,6 +235,8 @@ pub struct Finish {
     pub route: Option<RouteHandle>,
     /// When its head was complete.
     pub started: Instant,
+    /// When all of the answer was there, if that was before its first byte was sent.
+    pub whole_at: Option<Instant>,
     /// Protocol version of the request.
     pub version: Version,
     /// Method, for the metrics.
@@ -281,7 +288,8 @@ impl Finish {
     }
 
     fn run(mut self, bytes: u64, complete: bool, cut: Option<Reason>) {
-        let now = Instant::now();
+        // An answer that was there with its head is handed over at once: no other look at the clock is needed.
+        let now = self.whole_at.filter(|_| complete).unwrap_or_else(Instant::now);
         let mut reason = self.reason;
         if !complete {
             // The clock cut it, the upstream did, or else the client is gone.
@@ -360,7 +368,7 @@ impl Pending {
     }
 
     /// Hands over to the response.
-    pub fn into_finish(mut self) -> Option<Box<Finish>> {
+    pub fn take(&mut self) -> Option<Box<Finish>> {
         self.0.take()
     }
 

@@ -1,5 +1,6 @@
 //! From a request head to a response: the checks that come before any route is known, the route's chain, and the way back.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -149,7 +150,7 @@ pub async fn handle(inbound: Inbound, request: Request<Incoming>) -> Answered {
 
 /// The answer to bytes that are no request, of which there is nothing to route, to log or to count.
 pub fn refuse_unread(snapshot: &Snapshot, refusal: &Refusal) -> (response::Parts, Bytes) {
-    let id = make_request_id(unix_ms());
+    let id = make_request_id(unix_ms(Instant::now()));
     let (mut parts, bytes) = problem::response(refusal, &id, false);
     if let Some(name) = &snapshot.request_id {
         parts.headers.insert(name.clone(), id);
@@ -159,7 +160,7 @@ pub fn refuse_unread(snapshot: &Snapshot, refusal: &Refusal) -> (response::Parts
 
 fn internal_error(snapshot: &Snapshot) -> Answered {
     let request = Panicked::take();
-    let id = request.request_id.unwrap_or_else(|| make_request_id(unix_ms()));
+    let id = request.request_id.unwrap_or_else(|| make_request_id(unix_ms(Instant::now())));
     events::request_panicked(&String::from_utf8_lossy(id.as_bytes()));
     let refusal = Refusal::new(Reason::Internal, "The gateway failed to handle this request.");
     let (mut parts, bytes) =
@@ -167,11 +168,21 @@ fn internal_error(snapshot: &Snapshot) -> Answered {
     if let Some(name) = &snapshot.request_id {
         parts.headers.insert(name.clone(), id);
     }
-    Answered { parts, lines: None, body: ResponseBody::unaccounted(bytes) }
+    Answered::unaccounted(parts, bytes)
 }
 
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+/// Milliseconds since 1970. The second clock is read once in a second; between, the first one tells how far it has gone.
+fn unix_ms(now: Instant) -> u64 {
+    thread_local! {
+        static READ: Cell<Option<(Instant, u64)>> = const { Cell::new(None) };
+    }
+    let since = |read: Instant| u64::try_from(now.saturating_duration_since(read).as_millis()).unwrap_or(u64::MAX);
+    if let Some((read, unix)) = READ.get().filter(|(read, _)| since(*read) < 1000) {
+        return unix.saturating_add(since(read));
+    }
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+    READ.set(Some((now, unix)));
+    unix
 }
 
 async fn answer(inbound: Taken<'_>, request: Request<Incoming>) -> Answered {
@@ -205,7 +216,7 @@ async fn answer(inbound: Taken<'_>, request: Request<Incoming>) -> Answered {
         ending,
     };
     let (outcome, scope) = route(&mut ex, &mut cx, head).await;
-    complete(ex, cx, outcome, scope).await
+    complete(&mut ex, &mut cx, outcome, scope).await
 }
 
 /// What is known of a request before anything is checked.
@@ -220,8 +231,8 @@ fn exchange(
     let connection_scheme = if connection.tls { Scheme::Https } else { Scheme::Http };
     let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let id = match &snapshot.request_id {
-        Some(name) => request_id(&head.headers, name, unix_ms()),
-        None => make_request_id(unix_ms()),
+        Some(name) => request_id(&head.headers, name, || unix_ms(now)),
+        None => make_request_id(unix_ms(now)),
     };
     let client_ip: IpAddr =
         if trusted { client_address(connection.peer, &snapshot.trusted, &head.headers) } else { unmap(connection.peer.ip()) };
@@ -231,9 +242,8 @@ fn exchange(
         started: now,
         method: head.method.clone(),
         version: head.version,
-        received: target.clone(),
         target,
-        host: Host::new(None, HeaderValue::from_static(""), 0..0),
+        host: Host::new(None, None, 0..0),
         scheme: effective_scheme(&head.headers, trusted, connection_scheme),
         client_ip,
         request_id: id,
@@ -256,7 +266,7 @@ fn finish(snapshot: &Arc<View>, link: &Link, ex: &Exchange, head: &request::Part
             method: ex.method.clone(),
             scheme: ex.scheme,
             host: head.headers.get(http::header::HOST).cloned(),
-            target: ex.received.clone(),
+            target: ex.target.clone(),
             protocol: ex.version,
             status: 0,
             reason: None,
@@ -285,6 +295,7 @@ fn finish(snapshot: &Arc<View>, link: &Link, ex: &Exchange, head: &request::Part
         snapshot: Arc::clone(snapshot),
         route: None,
         started: ex.started,
+        whole_at: None,
         version: ex.version,
         method: ex.method.clone(),
         status: 0,
@@ -363,7 +374,7 @@ fn find<'a>(
 }
 
 /// The way back: every response, whoever made it, gets the same fields, and is accounted for when it ends.
-async fn complete(ex: Exchange, mut cx: Context<'_>, outcome: Result<Answer, Box<Refusal>>, scope: Scope<'_>) -> Answered {
+async fn complete(ex: &mut Exchange, cx: &mut Context<'_>, outcome: Result<Answer, Box<Refusal>>, scope: Scope<'_>) -> Answered {
     let is_head = ex.method == Method::HEAD;
     let outcome = if cx.extended { outcome.and_then(opens_or_fails) } else { outcome };
     let mut close = cx.ending.draining.load(Relaxed);
@@ -372,23 +383,23 @@ async fn complete(ex: Exchange, mut cx: Context<'_>, outcome: Result<Answer, Box
         Ok(answer) => answer,
         Err(refusal) => {
             close |= refusal.close;
-            refused(&ex, &cx, &refusal, is_head)
+            refused(ex, cx, &refusal, is_head)
         }
     };
     match &scope {
         Scope::Bare => {}
-        Scope::Fallback => cx.snapshot.fallback.finish_response(&ex, cx.origin.as_ref(), answer.headers()),
-        Scope::Route(route) => route.finish_response(&ex, &mut cx, &mut answer),
+        Scope::Fallback => cx.snapshot.fallback.finish_response(ex, cx.origin.as_ref(), answer.headers()),
+        Scope::Route(route) => route.finish_response(ex, cx, &mut answer),
     }
     if let Some(fields) = &ex.rate_fields {
         answer.set(HeaderName::from_static("ratelimit-policy"), fields.policy.clone());
         answer.set(HeaderName::from_static("ratelimit"), fields.limit.clone());
     }
     if let Some(name) = &cx.snapshot.request_id {
-        answer.set(name.clone(), ex.request_id.clone());
+        answer.set_id(name, std::mem::replace(&mut ex.request_id, HeaderValue::from_static("")));
     }
     if cx.link.http1().is_some() {
-        close |= !matches!(answer.source, Source::Upstream(_) | Source::Adapted(_) | Source::Web(..)) && !body_is_dropped(&mut cx).await;
+        close |= !matches!(answer.source, Source::Upstream(_) | Source::Adapted(_) | Source::Web(..)) && !body_is_dropped(cx).await;
         // The 101 of a tunnel needs its own `Connection` field.
         if close && !matches!(answer.source, Source::Tunnel(_)) {
             headers_close(&mut answer.parts.headers);
@@ -397,12 +408,12 @@ async fn complete(ex: Exchange, mut cx: Context<'_>, outcome: Result<Answer, Box
     cx.link.clock().response_started();
     let status = answer.parts.status;
     let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED || status.is_informational();
-    let Some(mut finish) = cx.pending.into_finish() else {
-        return Answered { parts: answer.parts, lines: answer.lines, body: ResponseBody::unaccounted(Bytes::new()) };
+    let Some(mut finish) = cx.pending.take() else {
+        return Answered::unaccounted(answer.parts, Bytes::new());
     };
     finish.status = status.as_u16();
     finish.reason = reason;
-    finish.body = cx.body;
+    finish.body = cx.body.take();
     if finish.grpc && finish.grpc_status.is_none() {
         finish.grpc_status = grpc::status_in(answer.headers()).and_then(|status| u8::try_from(status).ok());
     }
@@ -417,12 +428,12 @@ async fn complete(ex: Exchange, mut cx: Context<'_>, outcome: Result<Answer, Box
     if let Some(entry) = &mut finish.entry {
         entry.user = ex.identity.as_ref().map(|identity| Arc::clone(&identity.user));
         entry.auth_error = ex.auth_error;
-        entry.rate_limit = ex.rate_limit;
+        entry.rate_limit = ex.rate_limit.take();
     }
     if let Some(call) = cx.grpc_web.filter(|_| answer.source.ended()) {
         answer.source = call.show_status(answer.headers()).map_or(answer.source, Source::Full);
     }
-    Answered { parts: answer.parts, lines: answer.lines, body: ResponseBody::new(answer.source, finish, bodiless) }
+    Answered { parts: answer.parts, lines: answer.lines, id: answer.id, body: ResponseBody::new(answer.source, finish, bodiless) }
 }
 
 /// Any 2xx would open a tunnel for the client of an extended CONNECT (RFC 8441): one that nobody else opened.

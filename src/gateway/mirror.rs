@@ -124,16 +124,18 @@ impl Copy {
         let deadline = Instant::now() + self.time;
         let mut call = Call {
             worker: self.worker,
+            begun: Instant::now(),
             method: &self.method,
-            target: self.target,
+            target: &self.target,
             idempotent: idempotent(&self.method, &self.headers),
             headers: self.headers,
-            host: self.host,
+            host: self.host.as_ref(),
             body,
             retry: None,
             hash: &move || self.hash,
             limit: Limit::Until(Some(deadline)),
             needs_h2: self.needs_h2,
+            added: None,
             as_lines: false,
         };
         let sent = send(&self.handle.upstream, &self.handle.metrics, &mut call, &mut Trace::default()).await;

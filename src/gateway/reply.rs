@@ -11,7 +11,9 @@ pub struct Answer {
     /// Its head.
     pub parts: response::Parts,
     /// Fields that are not in the head's map, which has none of their names: they go out as they came.
-    pub lines: Option<Lines>,
+    pub lines: Option<Box<Lines>>,
+    /// The request id, where it is in neither.
+    pub id: Option<HeaderValue>,
     /// Its body.
     pub source: Source,
 }
@@ -19,7 +21,7 @@ pub struct Answer {
 impl Answer {
     /// An answer.
     pub fn new(parts: response::Parts, source: Source) -> Self {
-        Self { parts, lines: None, source }
+        Self { parts, lines: None, id: None, source }
     }
 
     /// An answer from memory.
@@ -35,9 +37,20 @@ impl Answer {
 
     /// Sets a field.
     pub(super) fn set(&mut self, name: HeaderName, value: HeaderValue) {
-        let headers =
-            if self.lines.as_ref().is_some_and(|lines| lines.contains(name.as_str())) { self.headers() } else { &mut self.parts.headers };
-        headers.insert(name, value);
+        if self.has_line(&name) { self.headers() } else { &mut self.parts.headers }.insert(name, value);
+    }
+
+    /// Sets the request id, which is in the field `name`.
+    pub(super) fn set_id(&mut self, name: &HeaderName, id: HeaderValue) {
+        if self.lines.is_some() && !self.has_line(name) {
+            self.id = Some(id);
+        } else {
+            self.headers().insert(name.clone(), id);
+        }
+    }
+
+    fn has_line(&self, name: &HeaderName) -> bool {
+        self.lines.as_ref().is_some_and(|lines| lines.contains(name.as_str()))
     }
 
     /// A 204.
@@ -53,21 +66,31 @@ pub struct Answered {
     /// The head.
     pub parts: response::Parts,
     /// Fields that are not in the head's map, for HTTP/1 clients.
-    pub lines: Option<Lines>,
+    pub lines: Option<Box<Lines>>,
+    /// The request id, where it is in neither; the body knows the name of its field.
+    pub id: Option<HeaderValue>,
     /// The body.
     pub body: ResponseBody,
 }
 
 impl Answered {
+    /// An answer that nobody accounts for.
+    pub(super) fn unaccounted(parts: response::Parts, bytes: Bytes) -> Self {
+        Self { parts, lines: None, id: None, body: ResponseBody::unaccounted(bytes) }
+    }
+
     /// The same with all fields in the map.
     pub fn into_response(mut self) -> Response<ResponseBody> {
         fold(&mut self.parts.headers, self.lines);
+        if let (Some(id), Some(name)) = (self.id, self.body.id_name()) {
+            self.parts.headers.insert(name.clone(), id);
+        }
         Response::from_parts(self.parts, self.body)
     }
 }
 
 /// Puts `lines` into `headers`, which has none of their names.
-fn fold(headers: &mut HeaderMap, lines: Option<Lines>) {
+fn fold(headers: &mut HeaderMap, lines: Option<Box<Lines>>) {
     if let Some(lines) = lines {
         let made = std::mem::replace(headers, lines.into_map());
         headers.extend(made);

@@ -1,6 +1,6 @@
 //! WebSocket tunnels: the handshake through the route's chain, then raw bytes until one side ends it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Finish, Source};
@@ -49,8 +49,9 @@ pub(super) async fn open(
     let mut trace = Trace { wanted: cx.snapshot.access_log.enabled(), ..Trace::default() };
     let call = Call {
         worker: ex.worker,
+        begun: Instant::now(),
         method: &http::Method::GET,
-        target: outgoing.target,
+        target: outgoing.target.as_ref().unwrap_or(&ex.target),
         headers: outgoing.headers,
         host: route.host(ex),
         body: CallBody::Empty,
@@ -59,6 +60,7 @@ pub(super) async fn open(
         hash: &|| None,
         limit: Limit::Clock(cx.link.clock()),
         needs_h2: false,
+        added: None,
         as_lines: false,
     };
     let opened = open_tunnel(&handle.upstream, &handle.metrics, call, &websocket, &mut trace).await;

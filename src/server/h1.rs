@@ -26,7 +26,7 @@ use crate::http::h1::{BodyLength, Limits, ParseError, RequestHead, framing};
 use crate::http::incoming::Incoming;
 use crate::http::upgrade::{BoxedStream, Upgrading};
 use crate::server::connection::Session;
-use crate::server::h1::response::{Asked, Ending, begin, refuse};
+use crate::server::h1::response::{Asked, Ending, Head, begin, refuse};
 use crate::server::h1::wire::{Heard, Outbox, Wire};
 use crate::server::io::ClientIo;
 use crate::telemetry::metrics::ConnectionError;
@@ -192,12 +192,13 @@ impl<'a> Http1<'a> {
 
     /// Writes an answer.
     async fn respond(&mut self, answer: Answered, asked: &Asked, tunnel: Option<oneshot::Sender<BoxedStream>>) -> Next {
-        let Answered { parts, lines, body } = answer;
+        let Answered { parts, lines, id, body } = answer;
         let mut out = Outbox::new();
         out.front.extend_from_slice(self.wire.answer_begins());
-        let (mut ending, keep_alive) = begin(&parts, lines.as_ref(), &body, asked, &mut out);
+        let head = Head { parts: &parts, lines: lines.as_deref(), id: body.id_name().zip(id.as_ref()) };
+        let (mut ending, keep_alive) = begin(&head, &body, asked, &mut out);
         let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-        drop((parts, lines));
+        drop((parts, lines, id));
         let mut body = Writing { body, ended: false, cut: false };
         let writing = poll_fn(|cx| {
             let mut body = Pin::new(&mut body);
@@ -296,10 +297,8 @@ impl Writing {
 /// The request as the gateway takes it; `None` if its target is none.
 fn request(head: RequestHead, body: Incoming) -> Option<Request<Incoming>> {
     let mut request = Request::new(body);
-    *request.uri_mut() = match Uri::from_maybe_shared(head.target.clone()) {
-        Ok(uri) => uri,
-        Err(_) => encoded(&head.target)?,
-    };
+    let raw = head.target.iter().any(|byte| matches!(byte, b'<' | b'>' | b'`' | b'"'));
+    *request.uri_mut() = if raw { encoded(&head.target) } else { Uri::from_maybe_shared(head.target).ok() }?;
     *request.method_mut() = head.method;
     *request.version_mut() = head.version;
     *request.headers_mut() = head.headers;

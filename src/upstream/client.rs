@@ -28,7 +28,7 @@ use crate::upstream::{Endpoint, PickArgs, PickError, Upstream};
 #[derive(Debug)]
 pub struct Reply<B> {
     response: Response<B>,
-    lines: Option<Lines>,
+    lines: Option<Box<Lines>>,
 }
 
 impl<B> Reply<B> {
@@ -43,7 +43,7 @@ impl<B> Reply<B> {
     }
 
     /// The response, and those of its fields that are not in its map.
-    pub fn into_parts(self) -> (Response<B>, Option<Lines>) {
+    pub fn into_parts(self) -> (Response<B>, Option<Box<Lines>>) {
         (self.response, self.lines)
     }
 
@@ -57,7 +57,7 @@ impl<B> Reply<B> {
 
     fn retry_after(&self) -> RetryAfter {
         match &self.lines {
-            Some(lines) => retry_after(&lines.clone().into_map(), SystemTime::now()),
+            Some(lines) => retry_after(&Lines::clone(lines).into_map(), SystemTime::now()),
             None => retry_after(self.response.headers(), SystemTime::now()),
         }
     }
@@ -79,7 +79,7 @@ pub async fn send(
 ) -> Result<Reply<UpstreamBody>, Failure> {
     let policy = call.retry.filter(|policy| policy.attempts > 0);
     if policy.is_some() {
-        upstream.budget().first_attempt(call.worker, Instant::now());
+        upstream.budget().first_attempt(call.worker, call.begun);
     }
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
     let mut retries = 0;
@@ -144,7 +144,7 @@ async fn attempt(
     tried: &[Arc<Endpoint>],
     trace: &mut Trace,
 ) -> Attempted {
-    if tried.is_empty() && upstream.has_breaker() && upstream.admit(Instant::now(), crate::random::next()) == Verdict::Drop {
+    if tried.is_empty() && upstream.has_breaker() && upstream.admit(call.begun, crate::random::next()) == Verdict::Drop {
         metrics.breaker_dropped(call.worker);
         return (Err(DROPPED), None);
     }
@@ -211,8 +211,10 @@ pub(super) fn failed_status<B>(response: &Response<B>) -> Option<FailKind> {
 /// Picks an endpoint; waits up to `connect_timeout` for room where all are full.
 pub(super) async fn pick(upstream: &Arc<Upstream>, call: &Call<'_>, tried: &[Arc<Endpoint>]) -> Result<(Attempt, Instant), Failure> {
     let mut give_up = None;
+    // A look at the clock costs as much as the pick.
+    let mut begun = tried.is_empty().then_some(call.begun);
     loop {
-        let now = Instant::now();
+        let now = begun.take().unwrap_or_else(Instant::now);
         let args = PickArgs { worker: call.worker, now, tried, hash: call.hash, random: crate::random::next() };
         match upstream.pick(&args) {
             Ok(attempt) => return Ok((attempt, now)),

@@ -118,7 +118,7 @@ pub struct ResponseHead {
     /// Which of the fields that matter to framing and forwarding are among them.
     pub survey: Survey,
     /// The fields as they came, if that was asked for and they are plain.
-    pub lines: Option<Lines>,
+    pub lines: Option<Box<Lines>>,
 }
 
 /// Takes the head of a request off the front of `buf`; `None` while it is incomplete.
@@ -138,7 +138,7 @@ pub fn parse_request(buf: &mut BytesMut, seen: &mut usize, limits: Limits) -> Re
     let mut spans = Spans::default();
     let Some(line) = parse(buf, limits, &mut spans, request_line)? else { return incomplete(buf, limits) };
     *seen = 0;
-    let head = buf.split_to(line.len).freeze();
+    let head = front(buf, line.len);
     let (headers, survey) = spans.fields(&head, REQUEST_SPARE, |_, _| false)?;
     let (method, target) = line.start;
     Ok(Some(RequestHead { method, target: target.of(&head), version: line.version, headers, survey, head_len: line.len }))
@@ -156,15 +156,17 @@ pub fn parse_response(buf: &mut BytesMut, seen: &mut usize, limits: Limits, as_l
     let mut spans = Spans::default();
     let Some(line) = parse(buf, limits, &mut spans, status_line)? else { return incomplete(buf, limits) };
     *seen = 0;
-    let head = buf.split_to(line.len).freeze();
+    let head = front(buf, line.len);
     let (status, reason) = line.start;
-    let lines =
-        if as_lines && !status.is_informational() && line.version == Version::HTTP_11 { Lines::new(&head, spans.all()) } else { None };
+    let plain = as_lines && !status.is_informational() && line.version == Version::HTTP_11;
+    let lines = if plain { Lines::new(&head, spans.all()) } else { None };
     let (headers, survey) = match &lines {
         Some(_) => (HeaderMap::new(), Survey::default()),
         None => spans.fields(&head, RESPONSE_SPARE, says_nothing)?,
     };
-    Ok(Some(ResponseHead { status, version: line.version, reason: reason.map(|reason| reason.of(&head)), headers, survey, lines }))
+    let reason = reason.map(|reason| reason.of(&head));
+    let lines = lines.map(|lines| Box::new(lines.of(head)));
+    Ok(Some(ResponseHead { status, version: line.version, reason, headers, survey, lines }))
 }
 
 /// Field lines alone, as trailers: all of `section`, which ends with an empty line.
@@ -177,6 +179,12 @@ pub(super) fn parse_trailers(section: &Bytes, max_fields: usize) -> Result<Heade
         Err(error) => return Err(ParseError::new(error, ParseError::BadField)),
     }
     Ok(spans.fields(section, 0, |_, _| false)?.0)
+}
+
+/// The first `len` bytes of `buf`. Where that is all, they are handed over instead of shared, unless there is room behind them to read into.
+pub(super) fn front(buf: &mut BytesMut, len: usize) -> Bytes {
+    let all = len == buf.len() && len == buf.capacity();
+    if all { std::mem::take(buf) } else { buf.split_to(len) }.freeze()
 }
 
 /// A head that is not complete must not be too long already.

@@ -70,8 +70,8 @@ impl Kind {
 }
 
 impl Lines {
-    /// The lines of `head`, whose names and values are at `spans`; `None` if they are for a map.
-    pub(super) fn new(head: &Bytes, spans: &[(Span, Span)]) -> Option<Self> {
+    /// The lines of `head`, which is to be given to [`Lines::of`]; names and values are at `spans`. `None` if they are for a map.
+    pub(super) fn new(head: &[u8], spans: &[(Span, Span)]) -> Option<Self> {
         let mut lines = Self {
             head: Bytes::new(),
             runs: [const { 0..0 }; RUNS],
@@ -123,8 +123,12 @@ impl Lines {
             }
             run = None;
         }
-        lines.head = head.clone();
         Some(lines)
+    }
+
+    /// Takes the head that it was made for.
+    pub(super) fn of(self, head: Bytes) -> Self {
+        Self { head, ..self }
     }
 
     /// The length of the body, as far as the head tells.

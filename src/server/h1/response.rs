@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes};
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
-use http::{HeaderName, Method, StatusCode, Version, response};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, response};
 use http_body::{Body, Frame};
 
 use crate::http::h1::{BodyLength, Lines, encode};
@@ -46,9 +46,20 @@ impl Asked {
     }
 }
 
+/// A response's head: what it says stands in three places.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a> {
+    pub(super) parts: &'a response::Parts,
+    /// Fields that are not in the map of `parts`.
+    pub(super) lines: Option<&'a Lines>,
+    /// The request id, where it is in neither.
+    pub(super) id: Option<(&'a HeaderName, &'a HeaderValue)>,
+}
+
 /// Writes a response's head into `out`; says how its body ends and whether the connection goes on. What says so in the head is made
 /// here, in the one pass over the fields that writes them.
-pub(super) fn begin(parts: &response::Parts, lines: Option<&Lines>, body: &impl Body, asked: &Asked, out: &mut Outbox) -> (Ending, bool) {
+pub(super) fn begin(head: &Head<'_>, body: &impl Body, asked: &Asked, out: &mut Outbox) -> (Ending, bool) {
+    let Head { parts, lines, id } = *head;
     let ending = Ending::of(parts, body, asked);
     let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     // Of a body that is not sent, the length stays that of the answer to a GET.
@@ -64,6 +75,9 @@ pub(super) fn begin(parts: &response::Parts, lines: Option<&Lines>, body: &impl 
         if let (true, Some(BodyLength::Known(length))) = (keep_length, lines.declared()) {
             content_length(out, length);
         }
+    }
+    if let Some((name, id)) = id {
+        encode::field(out, name.as_str(), id.as_bytes());
     }
     for (name, value) in &parts.headers {
         if *name == CONTENT_LENGTH && !keep_length || *name == TRANSFER_ENCODING {
@@ -189,7 +203,7 @@ fn date(write: impl FnOnce(&[u8])) {
 /// An answer to bytes that are no request: there is nobody else to make one.
 pub(super) fn refuse(parts: &response::Parts, bytes: &Bytes, out: &mut Outbox) {
     let asked = Asked { version: Version::HTTP_11, head: false, keep_alive: false };
-    begin(parts, None, &http_body_util::Full::new(bytes.clone()), &asked, out);
+    begin(&Head { parts, lines: None, id: None }, &http_body_util::Full::new(bytes.clone()), &asked, out);
     out.front.put_slice(bytes);
 }
 

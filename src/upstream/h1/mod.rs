@@ -26,6 +26,7 @@ use crate::http::h1::decode::DecodeError;
 use crate::http::h1::framing::{FramingError, of_declared, of_response};
 use crate::http::h1::lines::idle_limit;
 use crate::http::h1::{Decoded, Decoder, Limits, ParseError, ResponseHead, parse_response};
+use crate::http::headers::Added;
 use crate::upstream::pool::OpenConnection;
 use crate::upstream::wire::Wire;
 use input::Input;
@@ -48,6 +49,8 @@ pub struct Head<'a> {
     pub host: &'a HeaderValue,
     /// Other fields. What they say about framing is not sent but made from the body.
     pub headers: &'a HeaderMap,
+    /// Fields that are in no map.
+    pub added: Option<&'a Added<'a>>,
 }
 
 /// Why there is no response, or no more of it.

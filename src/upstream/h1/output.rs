@@ -111,6 +111,9 @@ impl Output {
             }
             line(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
         }
+        if let Some(added) = head.added {
+            added.write(out);
+        }
         match self.framing {
             // A length of nothing is sent on, but not made up: most requests have no body, and none that says so.
             Framing::Length(0) if !length => {}

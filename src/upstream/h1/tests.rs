@@ -49,7 +49,7 @@ fn fields(lines: &[(&'static str, &'static str)]) -> HeaderMap {
 
 fn start(connection: &mut H1, method: &Method, headers: &HeaderMap, body: RequestBody) {
     let host = HeaderValue::from_static("site");
-    connection.start(&Head { method, target: "/x?y", host: &host, headers }, body, false).unwrap();
+    connection.start(&Head { method, target: "/x?y", host: &host, headers, added: None }, body, false).unwrap();
 }
 
 async fn head(connection: &mut H1) -> Result<ResponseHead, Error> {
@@ -316,7 +316,7 @@ async fn long_bodies_pass_whole_both_ways() {
 async fn a_target_that_would_break_the_request_is_not_sent() {
     let (mut connection, _peer) = pair().await;
     let host = HeaderValue::from_static("site");
-    let head = Head { method: &Method::GET, target: "/a b", host: &host, headers: &HeaderMap::new() };
+    let head = Head { method: &Method::GET, target: "/a b", host: &host, headers: &HeaderMap::new(), added: None };
     assert!(matches!(connection.start(&head, RequestBody::Empty, false), Err(Error::Request)));
 }
 
