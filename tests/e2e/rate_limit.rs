@@ -1,5 +1,7 @@
 //! `rate_limit`: how much a caller may ask for, in one process and through Redis.
 
+mod workers;
+
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

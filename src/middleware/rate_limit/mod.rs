@@ -10,6 +10,8 @@ mod fields;
 mod gcra;
 mod homes;
 mod key;
+#[cfg(feature = "redis")]
+mod lane;
 mod pending;
 #[cfg(feature = "redis")]
 mod redis;

@@ -21,6 +21,8 @@ pub struct PendingCheck {
     keys: Vec<Key>,
     tally: Tally,
     now: u64,
+    /// The worker that asks.
+    worker: usize,
 }
 
 /// Limits that are decided together: those of one store in one round trip, and the local ones between them.
@@ -35,7 +37,7 @@ struct Batch {
 impl PendingCheck {
     pub(super) fn new(inner: Arc<Inner>, step: Range<usize>, tally: Tally, ex: &Exchange, headers: &HeaderMap, now: u64) -> Self {
         let keys = inner.limits.iter().take(step.end).skip(step.start).map(|limit| limit.key(ex, headers)).collect();
-        Self { inner, step, keys, tally, now }
+        Self { inner, step, keys, tally, now, worker: ex.worker }
     }
 
     /// Asks, charges, and writes the fields; `Err` is the answer to send.
@@ -69,7 +71,7 @@ impl PendingCheck {
             return Err((first, limit.quota.standing(used)));
         }
         let batch = self.batch(first, store);
-        let mut answers = store.check(&batch.calls).await.unwrap_or_default().into_iter();
+        let mut answers = store.check(self.worker, &batch.calls).await.unwrap_or_default().into_iter();
         let mut asked = batch.asked.into_iter().peekable();
         for index in first..batch.end {
             let Some(limit) = inner.limits.get(index) else { break };

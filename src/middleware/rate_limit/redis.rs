@@ -1,7 +1,7 @@
-//! The connection to one Redis: dialled on the control runtime, used from all workers, commands pipelined.
+//! A connection to a Redis: driven on the runtime that opened it, its commands pipelined.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 
-use super::store::{Answer, Call};
+use super::store::{Answer, Call, FAILURES};
 
 /// Keys carry one hash tag, so that in a cluster all keys of a call share a slot.
 const PREFIX: &str = "tollgate:{limits}:";
@@ -107,7 +107,7 @@ pub(super) struct Connection {
     driver: AbortHandle,
     decide: Script,
     /// Calls that failed in a row.
-    pub(super) failures: AtomicU32,
+    failures: AtomicU32,
 }
 
 impl Drop for Connection {
@@ -153,6 +153,24 @@ impl Connection {
             Ok(Self { commands, driver, decide: Script::new(DECIDE), failures: AtomicU32::new(0) })
         };
         in_time(timeout, open).await
+    }
+
+    /// Whether it may still answer: its driver runs, and the last calls did not all fail.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.driver.is_finished() && self.failures.load(Relaxed) < FAILURES
+    }
+
+    /// Notes that a call was answered.
+    pub(super) fn worked(&self) {
+        self.failures.store(0, Relaxed);
+    }
+
+    /// Notes that a call failed; a `dead` connection can never answer again.
+    pub(super) fn failed(&self, dead: bool) {
+        if dead {
+            self.driver.abort();
+        }
+        self.failures.fetch_add(1, Relaxed);
     }
 
     /// Waits for a sign of life.

@@ -19,14 +19,16 @@ pub struct Registry {
     pub(super) buckets: Buckets,
     pub(super) hash_keys: HashKeys,
     pub(super) singles: Singles,
+    /// Each has its own connection to a store.
+    workers: usize,
     /// Stores that a snapshot holds, by all that identifies them.
     stores: Mutex<Vec<(String, Redis, Weak<Store>)>>,
 }
 
 impl Registry {
-    /// An empty registry.
-    pub fn new() -> Arc<Self> {
-        Arc::default()
+    /// An empty registry for a gateway with this many workers.
+    pub fn new(workers: usize) -> Arc<Self> {
+        Arc::new(Self { workers, ..Self::default() })
     }
 
     /// The table of local buckets.
@@ -64,7 +66,7 @@ impl Stores {
             let store = match kept {
                 Some(store) => Some(store),
                 None => {
-                    let opened = open(name, redis, control, observer, problems);
+                    let opened = open(name, redis, registry.workers, control, observer, problems);
                     if let (Some(store), Some(_)) = (&opened, control) {
                         running.push((name.clone(), redis.clone(), Arc::downgrade(store)));
                     }
@@ -108,8 +110,15 @@ impl Stores {
 }
 
 #[cfg(feature = "redis")]
-fn open(name: &str, redis: &Redis, control: Option<&Handle>, observer: &StoreObserver, problems: &mut Problems) -> Option<Arc<Store>> {
-    match Store::open(name, redis, control, observer) {
+fn open(
+    name: &str,
+    redis: &Redis,
+    workers: usize,
+    control: Option<&Handle>,
+    observer: &StoreObserver,
+    problems: &mut Problems,
+) -> Option<Arc<Store>> {
+    match Store::open(name, redis, workers, control, observer) {
         Ok(store) => Some(store),
         Err(wrong) => {
             let help = "write redis://HOST:PORT, or rediss:// for TLS; a password goes before the host: redis://:PASSWORD@HOST:PORT";
@@ -120,7 +129,7 @@ fn open(name: &str, redis: &Redis, control: Option<&Handle>, observer: &StoreObs
 }
 
 #[cfg(not(feature = "redis"))]
-fn open(_: &str, _: &Redis, _: Option<&Handle>, _: &StoreObserver, _: &mut Problems) -> Option<Arc<Store>> {
+fn open(_: &str, _: &Redis, _: usize, _: Option<&Handle>, _: &StoreObserver, _: &mut Problems) -> Option<Arc<Store>> {
     // A store that no limit uses does no harm; one that is used is refused in `find`.
     None
 }

@@ -1,34 +1,36 @@
 //! A Redis store that several gateways share limits through: whether it answers, and what to do while it does not.
 //!
-//! One task on the control runtime connects, pings and writes the heartbeat. Workers use its connection with the
-//! store's `timeout` around each call. Three failures in a row and the store counts as down: nobody waits for it, all
-//! its limits are decided in each gateway with that gateway's share, until a ping is answered again.
+//! One task on the control runtime connects, pings and writes the heartbeat: it says when the store is up. Decisions go
+//! over each worker's own connection ([`Lane`]), with the store's `timeout` around them. Three failures in a row and the
+//! store counts as down: nobody waits for it, all its limits are decided in each gateway with that gateway's share, until
+//! a ping is answered again. A worker whose own connection fails is not a store that is down: it has the task look.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::gcra::Quota;
+use super::lane::Lane;
 use super::redis::{Connection, Target, in_time};
 use crate::config::server::Redis;
+use crate::telemetry::metrics::PerWorker;
 
 /// Told a store's name and whether it answers, at each change.
 pub type StoreObserver = Arc<dyn Fn(&str, bool) + Send + Sync>;
 
 /// Failures in a row after which a store counts as down.
-const FAILURES: u32 = 3;
+pub(super) const FAILURES: u32 = 3;
 /// A store that is down is tried this often at first, and then at doubling distances.
-const FIRST_PING: Duration = Duration::from_millis(100);
-const SLOWEST_PING: Duration = Duration::from_secs(1);
+pub(super) const FIRST_PING: Duration = Duration::from_millis(100);
+pub(super) const SLOWEST_PING: Duration = Duration::from_secs(1);
 /// Heartbeats live 60 s in the store, so that some may be lost.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Longest wait for connecting and for an answer to the heartbeat.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// Remembered refusals, per store. Beyond, the store is asked again.
 const DENIED_KEYS: usize = 100_000;
 
@@ -39,15 +41,20 @@ pub struct Store {
     task: Option<AbortHandle>,
 }
 
-/// What workers and the task share.
-struct State {
-    name: String,
+/// What workers and the task share. Decisions only read it, but for the refusals; failures write it.
+pub(super) struct State {
+    pub(super) name: String,
+    pub(super) target: Target,
     timeout: Duration,
     up: AtomicBool,
+    /// Number of the time that it is up. Workers' connections belong to one, and so does what their calls come to.
+    period: AtomicU32,
+    /// Failures in a row in this period, of all workers together.
+    failures: AtomicU32,
     /// Gateways seen in the last minute; 0 while unknown.
     gateways: AtomicU32,
-    connection: ArcSwapOption<Connection>,
-    /// Wakes the task when calls fail.
+    lanes: PerWorker<Lane>,
+    /// Wakes the task: the store is down, or may be.
     broken: Notify,
     /// Refused buckets: when the refusal ends, and what the bucket then needs to be full, on the clock of the buckets.
     denied: quick_cache::sync::Cache<u128, Denied>,
@@ -58,6 +65,13 @@ struct State {
 struct Denied {
     until: u64,
     full_at: u64,
+}
+
+/// What was known when a call began.
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    period: u32,
+    failures: u32,
 }
 
 /// One bucket to decide.
@@ -85,33 +99,42 @@ impl Drop for Store {
         if let Some(task) = &self.task {
             task.abort();
         }
+        self.state.close_lanes();
     }
 }
 
 impl Store {
     /// Begins to connect on `control`, and returns at once. The error is about the URL.
-    pub(super) fn open(name: &str, config: &Redis, control: Option<&Handle>, observer: &StoreObserver) -> Result<Arc<Self>, &'static str> {
-        let target = Target::parse(config.url.expose())?;
+    pub(super) fn open(
+        name: &str,
+        config: &Redis,
+        workers: usize,
+        control: Option<&Handle>,
+        observer: &StoreObserver,
+    ) -> Result<Arc<Self>, &'static str> {
         let state = Arc::new(State {
             name: name.to_owned(),
+            target: Target::parse(config.url.expose())?,
             timeout: config.timeout.get(),
             up: AtomicBool::new(false),
+            period: AtomicU32::new(0),
+            failures: AtomicU32::new(0),
             gateways: AtomicU32::new(0),
-            connection: ArcSwapOption::empty(),
+            lanes: PerWorker::new(workers),
             broken: Notify::new(),
             denied: quick_cache::sync::Cache::new(DENIED_KEYS),
             observer: observer.clone(),
         });
         let task = control.map(|control| {
             observer(name, false);
-            control.spawn(keep_connected(Arc::downgrade(&state), target)).abort_handle()
+            control.spawn(keep_connected(Arc::downgrade(&state))).abort_handle()
         });
         Ok(Arc::new(Self { state, task }))
     }
 
     /// Whether it is asked at present.
     pub(super) fn is_up(&self) -> bool {
-        self.state.up.load(Ordering::Acquire)
+        self.state.is_up()
     }
 
     /// Gateways that share it, this one included; 1 while that is unknown.
@@ -132,36 +155,90 @@ impl Store {
         self.state.denied.insert(key, Denied { until, full_at: now.saturating_add(used) });
     }
 
-    /// Decides `calls` in one round trip; `None` if the store did not answer in time: decide locally.
-    pub(super) async fn check(&self, calls: &[Call]) -> Option<Vec<Answer>> {
-        let connection = self.state.connection.load_full()?;
-        let answers = tokio::time::timeout(self.state.timeout, connection.decide(calls)).await;
-        match answers {
-            Ok(Ok(answers)) => {
-                connection.failures.store(0, Ordering::Relaxed);
-                Some(answers)
+    /// Decides `calls` in one round trip of `worker`'s own connection, which is opened if need be, on the calling runtime.
+    /// `None` if the store did not answer in time: decide locally.
+    pub(super) async fn check(&self, worker: usize, calls: &[Call]) -> Option<Vec<Answer>> {
+        let state = &self.state;
+        let begun = state.begin();
+        let mut asked = None;
+        let work = async {
+            let connection = state.lanes.of(worker).connection(state, begun.period).await?;
+            Some(asked.insert(connection).decide(calls).await)
+        };
+        let outcome = tokio::time::timeout(state.timeout, work).await;
+        match (outcome, asked) {
+            (Ok(Some(Ok(answers))), Some(connection)) => {
+                connection.worked();
+                state.worked();
+                return Some(answers);
             }
-            Ok(Err(error)) => {
-                self.state.failed(&connection, error.is_unrecoverable_error());
-                None
+            (Ok(Some(Err(error))), Some(connection)) => {
+                let dead = error.is_unrecoverable_error();
+                connection.failed(dead);
+                if dead { state.suspect(begun.period) } else { state.failed(begun) }
             }
-            Err(_) => {
-                self.state.failed(&connection, false);
-                None
+            (Err(_), Some(connection)) => {
+                connection.failed(false);
+                state.failed(begun);
             }
+            (Err(_), None) => state.waited(begun),
+            // This worker has no connection for now, or no longer.
+            (Ok(_), _) => {}
         }
+        None
     }
 }
 
 impl State {
-    /// Counts a failed call; a `dead` connection can never answer again, so it counts as enough of them.
-    fn failed(&self, connection: &Arc<Connection>, dead: bool) {
-        let failures = connection.failures.fetch_add(if dead { FAILURES } else { 1 }, Ordering::Relaxed).saturating_add(1);
-        let is_current = self.connection.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, connection));
-        if is_current && (dead || failures >= FAILURES) {
+    fn begin(&self) -> Begun {
+        Begun { period: self.period.load(Ordering::Acquire), failures: self.failures.load(Ordering::Relaxed) }
+    }
+
+    /// Ends a row of failures; all workers read that there is none, and none writes it.
+    fn worked(&self) {
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a call that failed or was not answered in time.
+    fn failed(&self, begun: Begun) {
+        if self.is_now(begun.period) {
+            self.counted(self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1));
+        }
+    }
+
+    /// Counts a call that waited for its worker's connection in vain. Those that waited at the same time count as one: a
+    /// handshake takes longer than an answer, and a burst at its begin does not say that the store is slow.
+    fn waited(&self, begun: Begun) {
+        let failures = begun.failures.saturating_add(1);
+        let counts = || self.failures.compare_exchange(begun.failures, failures, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if self.is_now(begun.period) && counts() {
+            self.counted(failures);
+        }
+    }
+
+    fn counted(&self, failures: u32) {
+        if failures >= FAILURES {
             self.set_up(false);
             self.broken.notify_one();
         }
+    }
+
+    /// Has the task look whether the store still answers, since a worker's connection of `period` failed.
+    pub(super) fn suspect(&self, period: u32) {
+        if self.is_now(period) {
+            self.broken.notify_one();
+        }
+    }
+
+    /// Whether `period` lasts: what fails in an earlier one says nothing about the store as it is.
+    pub(super) fn is_now(&self, period: u32) -> bool {
+        self.is_up() && self.period.load(Ordering::Acquire) == period
+    }
+
+    fn is_up(&self) -> bool {
+        self.up.load(Ordering::Acquire)
     }
 
     fn set_up(&self, up: bool) {
@@ -170,29 +247,33 @@ impl State {
         }
     }
 
-    fn connected(&self, connection: &Arc<Connection>, gateways: u32) {
+    fn connected(&self, gateways: u32) {
         self.gateways.store(gateways, Ordering::Relaxed);
-        self.connection.store(Some(connection.clone()));
+        self.period.fetch_add(1, Ordering::AcqRel);
+        self.failures.store(0, Ordering::Relaxed);
         self.set_up(true);
+    }
+
+    fn close_lanes(&self) {
+        self.lanes.used().for_each(Lane::close);
     }
 }
 
 /// Connects, and connects again, for as long as the store is held.
-async fn keep_connected(state: Weak<State>, target: Target) {
+async fn keep_connected(state: Weak<State>) {
     let id = format!("{:032x}", gateway_id());
     let mut pause = FIRST_PING;
     loop {
-        let Some(timeout) = state.upgrade().map(|state| state.timeout) else { return };
-        let connected = connect(&target, timeout, &id).await;
+        // `Store` ends this task when it is dropped, so the task may hold the state.
         let Some(state) = state.upgrade() else { return };
-        match connected {
+        match connect(&state, &id).await {
             Ok((connection, gateways)) => {
                 tracing::info!(store = %state.name, gateways, "the store answers");
                 pause = FIRST_PING;
-                state.connected(&connection, gateways);
+                state.connected(gateways);
                 let why = serve(&state, &connection, &id).await;
                 state.set_up(false);
-                state.connection.store(None);
+                state.close_lanes();
                 tracing::warn!(store = %state.name, error = %why, "the store is down: its limits are decided here");
             }
             Err(error) => tracing::debug!(store = %state.name, %error, "the store does not answer"),
@@ -204,11 +285,11 @@ async fn keep_connected(state: Weak<State>, target: Target) {
 }
 
 /// A new connection that has answered a ping within the store's `timeout`: a slow store stays down.
-async fn connect(target: &Target, timeout: Duration, id: &str) -> Result<(Arc<Connection>, u32), redis::RedisError> {
-    let connection = Connection::open(target, PATIENCE).await?;
-    in_time(timeout, connection.ping()).await?;
+async fn connect(state: &State, id: &str) -> Result<(Connection, u32), redis::RedisError> {
+    let connection = Connection::open(&state.target, PATIENCE).await?;
+    in_time(state.timeout, connection.ping()).await?;
     let gateways = beat(&connection, id).await?;
-    Ok((Arc::new(connection), gateways))
+    Ok((connection, gateways))
 }
 
 async fn beat(connection: &Connection, id: &str) -> Result<u32, redis::RedisError> {
@@ -219,10 +300,15 @@ async fn beat(connection: &Connection, id: &str) -> Result<u32, redis::RedisErro
 async fn serve(state: &State, connection: &Connection, id: &str) -> String {
     loop {
         tokio::select! {
-            // The note may be about an earlier connection.
-            () = state.broken.notified() => if connection.failures.load(Ordering::Relaxed) >= FAILURES {
-                return "its calls failed".to_owned();
-            },
+            () = state.broken.notified() => {
+                if !state.is_up() {
+                    return "its calls failed".to_owned();
+                }
+                // A worker's connection failed, now or in an earlier period: is it the store?
+                if let Err(error) = in_time(state.timeout, connection.ping()).await {
+                    return error.to_string();
+                }
+            }
             () = tokio::time::sleep(HEARTBEAT) => match beat(connection, id).await {
                 Ok(gateways) => state.gateways.store(gateways, Ordering::Relaxed),
                 Err(error) => return error.to_string(),
