@@ -2,8 +2,9 @@
 //!
 //! The first decision that needs it opens it, in a task of the worker's runtime, and all decisions of the worker are
 //! pipelined on it: workers share no channel. It lasts no longer than the store is up; when the store comes back, and
-//! when it breaks, the next decision opens another. Decisions wait for the first attempt (the caller limits that); when
-//! it fails, the task tries again at the distances at which a store that is down is tried, and nobody waits.
+//! when it breaks, the next decision opens another. Decisions wait for the first attempt, as long as the store's `timeout`
+//! lets the first of them; when it fails, the task tries again at the distances at which a store that is down is tried,
+//! and nobody waits.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -12,6 +13,7 @@ use tokio::task::AbortHandle;
 
 use super::redis::Connection;
 use super::store::{FAILURES, FIRST_PING, PATIENCE, SLOWEST_PING, State};
+use crate::telemetry::events;
 
 /// Where one worker has its connection. The lock is that worker's alone, but for the moment at which a store goes down.
 #[derive(Default)]
@@ -22,6 +24,8 @@ struct Link {
     period: u32,
     progress: watch::Receiver<Progress>,
     task: AbortHandle,
+    /// Somebody has waited for the attempt in vain.
+    is_late: bool,
 }
 
 enum Progress {
@@ -68,8 +72,15 @@ impl Lane {
         }
         let (sender, progress) = watch::channel(Progress::First);
         let task = tokio::spawn(open(Arc::downgrade(state), period, sender)).abort_handle();
-        *link = Some(Link { period, progress: progress.clone(), task });
+        *link = Some(Link { period, progress: progress.clone(), task, is_late: false });
         Found::Opening(progress)
+    }
+
+    /// Notes that a call of this `period` has waited for the connection in vain, so that no other begins to.
+    pub(super) fn late(&self, period: u32) {
+        if let Some(link) = self.lock().as_mut().filter(|link| link.period == period) {
+            link.is_late = true;
+        }
     }
 
     /// Gives the connection up; calls under way keep it until they end.
@@ -89,8 +100,8 @@ impl Link {
             Progress::Open(connection) => connection.is_usable().then(|| Found::Open(Arc::clone(connection))),
             // The runtime that tried has ended.
             Progress::First | Progress::Failed if self.task.is_finished() => None,
-            Progress::First => Some(Found::Opening(self.progress.clone())),
-            Progress::Failed => Some(Found::Away),
+            Progress::First if !self.is_late => Some(Found::Opening(self.progress.clone())),
+            Progress::First | Progress::Failed => Some(Found::Away),
         }
     }
 }
@@ -100,9 +111,11 @@ async fn open(state: Weak<State>, period: u32, progress: watch::Sender<Progress>
     let (mut pause, mut failures) = (FIRST_PING, 0);
     loop {
         let Some(state) = state.upgrade().filter(|state| state.is_now(period)) else { return };
-        match Connection::open(&state.target, PATIENCE).await {
+        match Connection::open(&state.target, state.server(), PATIENCE).await {
             Ok(connection) => {
-                progress.send_replace(Progress::Open(Arc::new(connection)));
+                if state.is_now(period) {
+                    progress.send_replace(Progress::Open(Arc::new(connection)));
+                }
                 return;
             }
             Err(error) => {
@@ -111,7 +124,7 @@ async fn open(state: Weak<State>, period: u32, progress: watch::Sender<Progress>
                 failures += 1;
                 // By now the store would count as down if it was: only connecting fails.
                 if failures == FAILURES && state.is_now(period) {
-                    tracing::warn!(store = %state.name, %error, "a worker cannot connect to the store: it decides limits here");
+                    events::store_refuses_worker(&state.name, &error);
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! A connection to a Redis: driven on the runtime that opened it, its commands pipelined.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
@@ -80,6 +81,9 @@ impl Target {
     /// Reads a `redis://` or `rediss://` URL. The error never quotes it, since it may hold a password.
     pub(super) fn parse(url: &str) -> Result<Self, &'static str> {
         const WRONG: &str = "this is not a redis:// or rediss:// URL";
+        if url.contains('#') {
+            return Err("this URL has a `#`, which means nothing here; in a password write %23");
+        }
         let (plain, tls) = match url.split_once("://") {
             Some(("redis", _)) => (url.to_owned(), false),
             Some(("rediss", rest)) => (format!("redis://{rest}"), true),
@@ -106,6 +110,8 @@ pub(super) struct Connection {
     commands: MultiplexedConnection,
     driver: AbortHandle,
     decide: Script,
+    /// The server's address.
+    pub(super) peer: SocketAddr,
     /// Calls that failed in a row.
     failures: AtomicU32,
 }
@@ -131,11 +137,16 @@ pub(super) async fn in_time<T>(limit: Duration, work: impl Future<Output = Resul
 }
 
 impl Connection {
-    /// Connects and authenticates. The driver runs on the calling runtime.
-    pub(super) async fn open(target: &Target, timeout: Duration) -> Result<Self, RedisError> {
+    /// Connects and authenticates, with this server if given, else with one that the target's name stands for. The driver
+    /// runs on the calling runtime.
+    pub(super) async fn open(target: &Target, server: Option<SocketAddr>, timeout: Duration) -> Result<Self, RedisError> {
         let open = async {
-            let tcp = TcpStream::connect((target.host.as_str(), target.port)).await?;
+            let tcp = match server {
+                Some(server) => TcpStream::connect(server).await?,
+                None => TcpStream::connect((target.host.as_str(), target.port)).await?,
+            };
             tcp.set_nodelay(true)?;
+            let peer = tcp.peer_addr()?;
             let settings = target.info.redis_settings();
             // The caller's timeout holds, not the library's half a second.
             let config = AsyncConnectionConfig::new().set_response_timeout(None);
@@ -150,7 +161,7 @@ impl Connection {
                     (commands, tokio::spawn(driver).abort_handle())
                 }
             };
-            Ok(Self { commands, driver, decide: Script::new(DECIDE), failures: AtomicU32::new(0) })
+            Ok(Self { commands, driver, decide: Script::new(DECIDE), peer, failures: AtomicU32::new(0) })
         };
         in_time(timeout, open).await
     }

@@ -5,18 +5,22 @@
 //! store counts as down: nobody waits for it, all its limits are decided in each gateway with that gateway's share, until
 //! a ping is answered again. A worker whose own connection fails is not a store that is down: it has the task look.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::gcra::Quota;
 use super::lane::Lane;
 use super::redis::{Connection, Target, in_time};
+use super::registry::Registry;
 use crate::config::server::Redis;
+use crate::telemetry::events;
 use crate::telemetry::metrics::PerWorker;
 
 /// Told a store's name and whether it answers, at each change.
@@ -29,10 +33,15 @@ pub(super) const FIRST_PING: Duration = Duration::from_millis(100);
 pub(super) const SLOWEST_PING: Duration = Duration::from_secs(1);
 /// Heartbeats live 60 s in the store, so that some may be lost.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// The second heartbeat on a connection, and then at doubling distances: gateways that start together, or find a store that
+/// has lost its data, soon know of each other.
+const FIRST_HEARTBEAT: Duration = Duration::from_secs(1);
 /// Longest wait for connecting and for an answer to the heartbeat.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// Remembered refusals, per store. Beyond, the store is asked again.
 const DENIED_KEYS: usize = 100_000;
+/// A refusal is remembered this long at most, so that who is let off in the store does not wait for days.
+const LONGEST_DENIAL: Duration = Duration::from_secs(10);
 
 /// A store that several gateways share.
 #[derive(Debug)]
@@ -46,6 +55,8 @@ pub(super) struct State {
     pub(super) name: String,
     pub(super) target: Target,
     timeout: Duration,
+    /// The server that the task is connected to: workers connect to the same, and look up no name.
+    server: Mutex<Option<SocketAddr>>,
     up: AtomicBool,
     /// Number of the time that it is up. Workers' connections belong to one, and so does what their calls come to.
     period: AtomicU32,
@@ -108,7 +119,7 @@ impl Store {
     pub(super) fn open(
         name: &str,
         config: &Redis,
-        workers: usize,
+        registry: &Registry,
         control: Option<&Handle>,
         observer: &StoreObserver,
     ) -> Result<Arc<Self>, &'static str> {
@@ -116,18 +127,19 @@ impl Store {
             name: name.to_owned(),
             target: Target::parse(config.url.expose())?,
             timeout: config.timeout.get(),
+            server: Mutex::default(),
             up: AtomicBool::new(false),
             period: AtomicU32::new(0),
             failures: AtomicU32::new(0),
             gateways: AtomicU32::new(0),
-            lanes: PerWorker::new(workers),
+            lanes: PerWorker::new(registry.workers),
             broken: Notify::new(),
             denied: quick_cache::sync::Cache::new(DENIED_KEYS),
             observer: observer.clone(),
         });
         let task = control.map(|control| {
             observer(name, false);
-            control.spawn(keep_connected(Arc::downgrade(&state))).abort_handle()
+            control.spawn(keep_connected(Arc::downgrade(&state), registry.gateway.to_string())).abort_handle()
         });
         Ok(Arc::new(Self { state, task }))
     }
@@ -151,7 +163,7 @@ impl Store {
     /// Remembers a refusal for its `wait`: until then the bucket cannot allow, whatever other gateways do, so a flood
     /// of refused requests does not reach the store.
     pub(super) fn deny(&self, key: u128, now: u64, used: u64, wait: Duration) {
-        let until = now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+        let until = now.saturating_add(u64::try_from(wait.min(LONGEST_DENIAL).as_nanos()).unwrap_or(u64::MAX));
         self.state.denied.insert(key, Denied { until, full_at: now.saturating_add(used) });
     }
 
@@ -160,9 +172,10 @@ impl Store {
     pub(super) async fn check(&self, worker: usize, calls: &[Call]) -> Option<Vec<Answer>> {
         let state = &self.state;
         let begun = state.begin();
+        let lane = state.lanes.of(worker);
         let mut asked = None;
         let work = async {
-            let connection = state.lanes.of(worker).connection(state, begun.period).await?;
+            let connection = lane.connection(state, begun.period).await?;
             Some(asked.insert(connection).decide(calls).await)
         };
         let outcome = tokio::time::timeout(state.timeout, work).await;
@@ -175,13 +188,16 @@ impl Store {
             (Ok(Some(Err(error))), Some(connection)) => {
                 let dead = error.is_unrecoverable_error();
                 connection.failed(dead);
-                if dead { state.suspect(begun.period) } else { state.failed(begun) }
+                if dead { state.lost(begun) } else { state.failed(begun) }
             }
             (Err(_), Some(connection)) => {
                 connection.failed(false);
                 state.failed(begun);
             }
-            (Err(_), None) => state.waited(begun),
+            (Err(_), None) => {
+                lane.late(begun.period);
+                state.lost(begun);
+            }
             // This worker has no connection for now, or no longer.
             (Ok(_), _) => {}
         }
@@ -204,25 +220,34 @@ impl State {
     /// Counts a call that failed or was not answered in time.
     fn failed(&self, begun: Begun) {
         if self.is_now(begun.period) {
-            self.counted(self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1));
+            self.missed();
         }
     }
 
-    /// Counts a call that waited for its worker's connection in vain. Those that waited at the same time count as one: a
-    /// handshake takes longer than an answer, and a burst at its begin does not say that the store is slow.
-    fn waited(&self, begun: Begun) {
+    /// Counts a failure; whether the store is down now.
+    fn missed(&self) -> bool {
+        self.counted(self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1))
+    }
+
+    /// Counts a call that waited for its worker's connection in vain, or was under way when it broke. Those under way at
+    /// the same time count as one, for it may not be the store: the task looks.
+    fn lost(&self, begun: Begun) {
         let failures = begun.failures.saturating_add(1);
         let counts = || self.failures.compare_exchange(begun.failures, failures, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if self.is_now(begun.period) && counts() {
             self.counted(failures);
         }
+        self.suspect(begun.period);
     }
 
-    fn counted(&self, failures: u32) {
-        if failures >= FAILURES {
+    /// Whether that were too many; if so, the store is down.
+    fn counted(&self, failures: u32) -> bool {
+        let too_many = failures >= FAILURES;
+        if too_many {
             self.set_up(false);
             self.broken.notify_one();
         }
+        too_many
     }
 
     /// Has the task look whether the store still answers, since a worker's connection of `period` failed.
@@ -247,11 +272,20 @@ impl State {
         }
     }
 
-    fn connected(&self, gateways: u32) {
-        self.gateways.store(gateways, Ordering::Relaxed);
+    /// The task has connected to `server`, which may have lost its data: how many `gateways` it has seen is a lower bound,
+    /// and who was refused need not be any more.
+    fn connected(&self, server: SocketAddr, gateways: u32) {
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+        self.gateways.fetch_max(gateways, Ordering::Relaxed);
+        self.denied.clear();
         self.period.fetch_add(1, Ordering::AcqRel);
         self.failures.store(0, Ordering::Relaxed);
         self.set_up(true);
+    }
+
+    /// The server that workers connect to; `None` if there was none yet.
+    pub(super) fn server(&self) -> Option<SocketAddr> {
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn close_lanes(&self) {
@@ -260,33 +294,44 @@ impl State {
 }
 
 /// Connects, and connects again, for as long as the store is held.
-async fn keep_connected(state: Weak<State>) {
-    let id = format!("{:032x}", gateway_id());
+async fn keep_connected(state: Weak<State>, id: String) {
     let mut pause = FIRST_PING;
+    let mut is_told = false;
     loop {
         // `Store` ends this task when it is dropped, so the task may hold the state.
         let Some(state) = state.upgrade() else { return };
+        let mut begun = Instant::now();
         match connect(&state, &id).await {
             Ok((connection, gateways)) => {
-                tracing::info!(store = %state.name, gateways, "the store answers");
-                pause = FIRST_PING;
-                state.connected(gateways);
-                let why = serve(&state, &connection, &id).await;
+                state.connected(connection.peer, gateways);
+                events::store_up(&state.name, gateways);
+                let why = serve(&state, &connection, &id, gateways).await;
                 state.set_up(false);
                 state.close_lanes();
-                tracing::warn!(store = %state.name, error = %why, "the store is down: its limits are decided here");
+                events::store_down(&state.name, &why);
+                is_told = true;
+                // One that soon fails again is not tried at once each time.
+                if begun.elapsed() > HEARTBEAT {
+                    pause = FIRST_PING;
+                }
+                begun = Instant::now();
             }
-            Err(error) => tracing::debug!(store = %state.name, %error, "the store does not answer"),
+            Err(error) if !is_told => {
+                events::store_unreachable(&state.name, &error);
+                is_told = true;
+            }
+            Err(error) => tracing::debug!(store = %state.name, %error, "the store still cannot be reached"),
         }
         drop(state);
-        tokio::time::sleep(pause).await;
+        // Counted from the attempt's begin: a server that does not answer is not tried less often than one that refuses.
+        tokio::time::sleep_until(begun + pause).await;
         pause = (pause * 2).min(SLOWEST_PING);
     }
 }
 
 /// A new connection that has answered a ping within the store's `timeout`: a slow store stays down.
 async fn connect(state: &State, id: &str) -> Result<(Connection, u32), redis::RedisError> {
-    let connection = Connection::open(&state.target, PATIENCE).await?;
+    let connection = Connection::open(&state.target, None, PATIENCE).await?;
     in_time(state.timeout, connection.ping()).await?;
     let gateways = beat(&connection, id).await?;
     Ok((connection, gateways))
@@ -296,32 +341,39 @@ async fn beat(connection: &Connection, id: &str) -> Result<u32, redis::RedisErro
     in_time(PATIENCE, connection.heartbeat(id)).await
 }
 
-/// Writes heartbeats until the connection is of no use; returns why.
-async fn serve(state: &State, connection: &Connection, id: &str) -> String {
+/// Writes heartbeats, of which the first has seen `seen` gateways, and pings where there is doubt, until the store is down;
+/// returns why.
+async fn serve(state: &State, connection: &Connection, id: &str, mut seen: u32) -> String {
+    let mut pause = FIRST_HEARTBEAT;
+    let mut next = Instant::now() + pause;
     loop {
-        tokio::select! {
+        let outcome = tokio::select! {
             () = state.broken.notified() => {
                 if !state.is_up() {
                     return "its calls failed".to_owned();
                 }
                 // A worker's connection failed, now or in an earlier period: is it the store?
-                if let Err(error) = in_time(state.timeout, connection.ping()).await {
-                    return error.to_string();
-                }
+                in_time(state.timeout, connection.ping()).await
             }
-            () = tokio::time::sleep(HEARTBEAT) => match beat(connection, id).await {
-                Ok(gateways) => state.gateways.store(gateways, Ordering::Relaxed),
-                Err(error) => return error.to_string(),
-            },
+            () = tokio::time::sleep_until(next) => {
+                let outcome = beat(connection, id).await.map(|gateways| {
+                    // A store that has lost its data knows only of those that have written since.
+                    let before = if pause < HEARTBEAT { state.gateways.load(Ordering::Relaxed) } else { seen };
+                    state.gateways.store(gateways.max(before), Ordering::Relaxed);
+                    seen = gateways;
+                });
+                pause = (pause * 2).min(HEARTBEAT);
+                next = Instant::now() + pause;
+                outcome
+            }
+        };
+        match outcome {
+            Ok(()) => state.worked(),
+            // A late answer is one failure; those in a row count.
+            Err(error) if error.is_timeout() && !state.missed() => state.broken.notify_one(),
+            Err(error) => return error.to_string(),
         }
     }
-}
-
-/// A random name of this process among the gateways.
-fn gateway_id() -> u128 {
-    use std::hash::{BuildHasher, RandomState};
-    let random = || u128::from(RandomState::new().hash_one(std::process::id()));
-    random() << 64 | random()
 }
 
 #[cfg(test)]

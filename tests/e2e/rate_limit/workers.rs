@@ -4,18 +4,23 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use super::{Redis, UP};
+use super::server::{Redis, UP, connections};
 use crate::support::client::get;
 use crate::support::{Gate, Gateway, Raw, eventually};
 
-/// A gateway whose two workers share one allowance in the Redis at this port.
+/// A gateway whose two workers share one allowance in the Redis at this port, for whose answers they wait as long as need be.
 fn gateway(port: u16) -> Gateway {
+    patient(port, "20s")
+}
+
+fn patient(port: u16, timeout: &str) -> Gateway {
     let gateway = Gateway::new(
         &format!(
             "
             server: {{ workers: 2, timeouts: {{ drain: 200ms }} }}
-            redis: {{ main: {{ url: 'redis://127.0.0.1:{port}', timeout: 20s }} }}
+            redis: {{ main: {{ url: 'redis://127.0.0.1:{port}', timeout: {timeout} }} }}
             routes: [{{ name: r, match: /*, rate_limit: [{{ by: global, rate: 1000/h, store: main }}], respond: {{ status: 200 }} }}]
         "
         ),
@@ -32,19 +37,11 @@ fn clients(gateway: &Gateway, count: usize) -> Vec<Raw> {
     clients
 }
 
-/// Ids of the connections that Redis has, without the one that asks.
-fn connections(client: &mut redis::Connection) -> BTreeSet<u64> {
-    let own: u64 = redis::cmd("CLIENT").arg("ID").query(client).unwrap();
-    let list: String = redis::cmd("CLIENT").arg("LIST").query(client).unwrap();
-    let ids = list.lines().filter_map(|line| line.strip_prefix("id=")?.split(' ').next()?.parse().ok());
-    ids.filter(|id| *id != own).collect()
-}
-
 #[test]
 fn each_worker_that_asks_has_one_connection_and_a_lost_one_comes_back_alone() {
     let redis = Redis::start();
     let gateway = gateway(redis.port);
-    let mut client = redis::Client::open(format!("redis://127.0.0.1:{}", redis.port)).unwrap().get_connection().unwrap();
+    let mut client = redis.client();
     // The client with which the test waited for the server may not be gone at once.
     let heartbeat = eventually("only the heartbeat is connected: no worker has asked yet", || {
         let ids = connections(&mut client);
@@ -86,6 +83,8 @@ struct Seen {
     sent: Vec<Vec<u8>>,
     /// Answers wait for it.
     hold: Option<Gate>,
+    /// Answers on connections made from now on wait for it.
+    hold_new: Option<Gate>,
 }
 
 impl Relay {
@@ -96,14 +95,18 @@ impl Relay {
         std::thread::spawn(move || {
             for (index, gateway) in listener.incoming().flatten().enumerate() {
                 let Ok(redis) = TcpStream::connect(redis) else { return };
-                seen.lock().unwrap().sent.push(Vec::new());
+                let held = {
+                    let mut seen = seen.lock().unwrap();
+                    seen.sent.push(Vec::new());
+                    seen.hold_new.clone()
+                };
                 let ends = (gateway.try_clone().unwrap(), redis.try_clone().unwrap());
                 let (there, back) = (seen.clone(), seen.clone());
                 std::thread::spawn(move || copy(gateway, redis, |bytes| there.lock().unwrap().sent[index].extend(bytes)));
                 std::thread::spawn(move || {
                     copy(ends.1, ends.0, |_| {
                         let hold = back.lock().unwrap().hold.clone();
-                        hold.iter().for_each(Gate::pass);
+                        hold.iter().chain(&held).for_each(Gate::pass);
                     })
                 });
             }
@@ -115,6 +118,13 @@ impl Relay {
     fn hold(&self) -> Gate {
         let gate = Gate::new();
         self.seen.lock().unwrap().hold = Some(gate.clone());
+        gate
+    }
+
+    /// The same for connections that are made from now on.
+    fn hold_new(&self) -> Gate {
+        let gate = Gate::new();
+        self.seen.lock().unwrap().hold_new = Some(gate.clone());
         gate
     }
 
@@ -159,4 +169,64 @@ fn a_worker_does_not_wait_for_an_answer_before_it_asks_again() {
     let left: BTreeSet<String> = clients.iter_mut().map(|client| client.read().header("ratelimit").unwrap().to_owned()).collect();
     assert_eq!(left.len(), CLIENTS, "each was charged: {left:?}");
     assert_eq!(relay.asked().len(), 3, "no connection was added");
+}
+
+#[test]
+fn a_slow_handshake_delays_one_decision_of_a_worker_and_is_no_outage() {
+    let redis = Redis::start();
+    let relay = Relay::to(SocketAddr::from(([127, 0, 0, 1], redis.port)));
+    let gateway = patient(relay.port, "300ms");
+    let gate = relay.hold_new();
+    let mut client = gateway.connect();
+    let mut timed = || {
+        let begun = Instant::now();
+        assert_eq!(client.ask(get("/")).status, 200);
+        begun.elapsed()
+    };
+    let first = timed();
+    assert!(first >= Duration::from_millis(290), "it has waited for the connection: {first:?}");
+    let others: Vec<Duration> = (0..5).map(|_| timed()).collect();
+    assert!(others.iter().sum::<Duration>() < Duration::from_millis(250), "no other has: {others:?}");
+    gate.open();
+    let asked = |relay: &Relay| relay.asked().iter().skip(1).sum::<usize>();
+    eventually("the worker asks the store", || {
+        timed();
+        (asked(&relay) > 0).then_some(())
+    });
+    assert_eq!(gateway.metric(UP), 1.0);
+    // Down in between, it would have had the task connect again.
+    let mut own = redis.client();
+    assert_eq!(connections(&mut own).len(), 2, "the heartbeat's and that worker's");
+    assert!(relay.asked()[0] >= 1, "the first is still the heartbeat's");
+}
+
+#[test]
+fn workers_that_cannot_connect_decide_themselves_and_try_on_while_heartbeats_go_on() {
+    let redis = Redis::start();
+    let gateway = gateway(redis.port);
+    let mut own = redis.client();
+    let full = |own: &mut redis::Connection, most: usize| {
+        redis::cmd("CONFIG").arg("SET").arg("maxclients").arg(most).exec(own).unwrap();
+    };
+    eventually("only the heartbeat is connected", || (connections(&mut own).len() == 1).then_some(()));
+    full(&mut own, 2);
+    let mut clients = clients(&gateway, 4);
+    let heartbeat = |own: &mut redis::Connection| -> Vec<(String, u64)> {
+        redis::cmd("ZRANGE").arg("tollgate:{limits}:gateways").arg(0).arg(-1).arg("WITHSCORES").query(own).unwrap()
+    };
+    let refused = |own: &mut redis::Connection| -> u64 {
+        let info: String = redis::cmd("INFO").arg("stats").query(own).unwrap();
+        info.lines().find_map(|line| line.strip_prefix("rejected_connections:")?.trim().parse().ok()).unwrap()
+    };
+    let before = heartbeat(&mut own);
+    eventually("the gateway lives on, though its workers try again and again", || {
+        clients.iter_mut().for_each(|client| assert_eq!(client.ask(get("/")).status, 200));
+        (heartbeat(&mut own)[0].1 > before[0].1 && refused(&mut own) >= 6).then_some(())
+    });
+    assert!(refused(&mut own) < 60, "no storm: {}", refused(&mut own));
+    assert_eq!(gateway.metric(UP), 1.0);
+    full(&mut own, 100);
+    eventually("both are connected, without anybody's doing", || (connections(&mut own).len() == 3).then_some(()));
+    let left: BTreeSet<String> = clients.iter_mut().map(|client| client.ask(get("/")).header("ratelimit").unwrap().to_owned()).collect();
+    assert_eq!(left.len(), 4, "all decided there: {left:?}");
 }
