@@ -207,3 +207,15 @@ fn a_changed_store_connects_anew_as_the_same_gateway_and_a_removed_one_leaves() 
     eventually("none is left", || connections(&mut client).is_empty().then_some(()));
     assert_eq!(ask(&gateway, "k").status, 200);
 }
+
+#[test]
+fn another_database_of_the_same_redis_is_another_store() {
+    let redis = Redis::start();
+    let other = Gateway::new(&redis.yaml(LIMIT).replace("', timeout", "/1', timeout"), &[]);
+    other.metric_becomes(UP, 1.0);
+    let gateways = [redis.up(LIMIT), redis.up(LIMIT)];
+    assert_eq!(passed(30, || ask(&gateways[0], "k")), 10);
+    assert_eq!(ask(&gateways[1], "k").status, 429);
+    assert_eq!(passed(30, || ask(&other, "k")), 10);
+    assert_eq!(heartbeats(&mut redis.client()).len(), 2);
+}

@@ -181,7 +181,7 @@ fn a_slow_handshake_delays_one_decision_of_a_worker_and_is_no_outage() {
     let gate = relay.hold_new();
     // Accepted by the worker that has the fewest: one each.
     let mut clients: Vec<Raw> = (0..4).map(|_| gateway.connect()).collect();
-    let mut timed = |client: &mut Raw| {
+    let timed = |client: &mut Raw| {
         let begun = Instant::now();
         assert_eq!(client.ask(get("/")).status, 200);
         begun.elapsed()
