@@ -194,9 +194,9 @@ pub fn store_down(store: &str, error: &str) {
     warn!(store, error, "store is down, limits are decided locally");
 }
 
-/// The first attempt to reach a store, or to reach it again, has failed.
-pub fn store_unreachable(store: &str, error: &dyn std::fmt::Display) {
-    warn!(store, %error, "store cannot be reached, limits are decided locally; it is tried on");
+/// An attempt to reach a store has failed, for another reason than the last one.
+pub fn store_unreachable(store: &str, error: &str) {
+    warn!(store, error, "store cannot be reached, limits are decided locally; it is tried on");
 }
 
 /// A store answers, but takes no connection of a worker.

@@ -9,6 +9,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisError, Script};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 
@@ -109,6 +110,8 @@ impl Target {
 pub(super) struct Connection {
     commands: MultiplexedConnection,
     driver: AbortHandle,
+    /// Its sender ends with the driver.
+    ended: watch::Receiver<()>,
     decide: Script,
     /// The server's address.
     pub(super) peer: SocketAddr,
@@ -136,6 +139,16 @@ pub(super) async fn in_time<T>(limit: Duration, work: impl Future<Output = Resul
     }
 }
 
+/// Runs a connection's driver on the calling runtime.
+fn spawn(driver: impl Future<Output = ()> + Send + 'static) -> (AbortHandle, watch::Receiver<()>) {
+    let (running, ended) = watch::channel(());
+    let task = tokio::spawn(async move {
+        driver.await;
+        drop(running);
+    });
+    (task.abort_handle(), ended)
+}
+
 impl Connection {
     /// Connects and authenticates, with this server if given, else with one that the target's name stands for. The driver
     /// runs on the calling runtime.
@@ -150,18 +163,18 @@ impl Connection {
             let settings = target.info.redis_settings();
             // The caller's timeout holds, not the library's half a second.
             let config = AsyncConnectionConfig::new().set_response_timeout(None);
-            let (commands, driver) = match &target.tls {
+            let (commands, (driver, ended)) = match &target.tls {
                 None => {
                     let (commands, driver) = MultiplexedConnection::new_with_config(settings, tcp, config).await?;
-                    (commands, tokio::spawn(driver).abort_handle())
+                    (commands, spawn(driver))
                 }
                 Some((connector, name)) => {
                     let tls = connector.connect(name.clone(), tcp).await?;
                     let (commands, driver) = MultiplexedConnection::new_with_config(settings, tls, config).await?;
-                    (commands, tokio::spawn(driver).abort_handle())
+                    (commands, spawn(driver))
                 }
             };
-            Ok(Self { commands, driver, decide: Script::new(DECIDE), peer, failures: AtomicU32::new(0) })
+            Ok(Self { commands, driver, ended, decide: Script::new(DECIDE), peer, failures: AtomicU32::new(0) })
         };
         in_time(timeout, open).await
     }
@@ -182,6 +195,12 @@ impl Connection {
             self.driver.abort();
         }
         self.failures.fetch_add(1, Relaxed);
+    }
+
+    /// Waits until it is closed.
+    pub(super) async fn closed(&self) {
+        // Nothing is ever sent, so the error is all that can come.
+        let _closed = self.ended.clone().changed().await;
     }
 
     /// Waits for a sign of life.

@@ -296,7 +296,8 @@ impl State {
 /// Connects, and connects again, for as long as the store is held.
 async fn keep_connected(state: Weak<State>, id: String) {
     let mut pause = FIRST_PING;
-    let mut is_told = false;
+    // Why it could not be reached at last: each cause is told once.
+    let mut told = String::new();
     loop {
         // `Store` ends this task when it is dropped, so the task may hold the state.
         let Some(state) = state.upgrade() else { return };
@@ -309,18 +310,20 @@ async fn keep_connected(state: Weak<State>, id: String) {
                 state.set_up(false);
                 state.close_lanes();
                 events::store_down(&state.name, &why);
-                is_told = true;
+                told.clear();
                 // One that soon fails again is not tried at once each time.
                 if begun.elapsed() > HEARTBEAT {
                     pause = FIRST_PING;
                 }
                 begun = Instant::now();
             }
-            Err(error) if !is_told => {
-                events::store_unreachable(&state.name, &error);
-                is_told = true;
+            Err(error) => {
+                let why = error.to_string();
+                if why != told {
+                    events::store_unreachable(&state.name, &why);
+                    told = why;
+                }
             }
-            Err(error) => tracing::debug!(store = %state.name, %error, "the store still cannot be reached"),
         }
         drop(state);
         // Counted from the attempt's begin: a server that does not answer is not tried less often than one that refuses.
@@ -355,6 +358,7 @@ async fn serve(state: &State, connection: &Connection, id: &str, mut seen: u32) 
                 // A worker's connection failed, now or in an earlier period: is it the store?
                 in_time(state.timeout, connection.ping()).await
             }
+            () = connection.closed() => return "the connection was closed".to_owned(),
             () = tokio::time::sleep_until(next) => {
                 let outcome = beat(connection, id).await.map(|gateways| {
                     // A store that has lost its data knows only of those that have written since.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::passed;
 use super::server::{Redis, UP};
 use crate::support::client::request;
+use crate::support::process::Process;
 use crate::support::{Gateway, eventually};
 
 #[test]
@@ -119,15 +120,53 @@ fn a_request_waits_once_for_a_redis_that_stalls_however_many_limits_it_has() {
     assert_eq!(answer.header("ratelimit-policy"), Some("\"ip\";q=9;w=3600, \"path\";q=9;w=3600, \"global\";q=9;w=3600"));
 }
 
+/// The program with one route whose limit is in the store at this URL.
+fn process(url: &str) -> Process {
+    let yaml = format!(
+        "
+listeners: [{{ address: '127.0.0.1:@LISTEN' }}]
+admin: {{ address: '127.0.0.1:@ADMIN' }}
+log: {{ format: json, access: {{ enabled: false }} }}
+redis: {{ main: {{ url: '{url}', timeout: 500ms }} }}
+routes: [{{ match: /*, rate_limit: [{{ by: ip, rate: 100/h, store: main }}], respond: {{ status: 200 }} }}]
+"
+    );
+    Process::start(tempfile::tempdir().unwrap(), &yaml, &[])
+}
+
 #[test]
-fn an_outage_is_noticed_without_traffic() {
+fn an_outage_is_noticed_at_once_without_traffic() {
     let mut redis = Redis::start();
-    let gateway = redis.up("{ by: ip, rate: 100/h, store: main }");
+    let process = process(&redis.url());
+    process.said("store is up");
     redis.stop();
-    // Nobody asks, so the heartbeat finds out.
-    gateway.metric_becomes(UP, 0.0);
+    // Not only when the next heartbeat fails.
+    assert_eq!(process.said("store is down")["error"], "the connection was closed");
+    assert_eq!(process.metric(UP), 0.0);
     redis.restart();
-    gateway.metric_becomes(UP, 1.0);
-    let answer = gateway.get("/");
+    eventually("it is used again", || (process.metric(UP) == 1.0).then_some(()));
+    let answer = process.ask(0, "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n");
     assert_eq!((answer.status, answer.header("ratelimit")), (200, Some("\"ip\";r=99;t=36")));
+}
+
+#[test]
+fn the_log_tells_why_a_store_is_away_each_cause_once() {
+    let mut redis = Redis::with(&["--requirepass", "secret"]);
+    redis.stop();
+    let process = process(&redis.url().replace("redis://", "redis://:wrong-password@"));
+    let causes = || -> Vec<String> {
+        let text = process.output();
+        let events = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let told = events.filter(|event| event["message"].as_str().is_some_and(|message| message.starts_with("store cannot be reached")));
+        told.map(|event| event["error"].as_str().unwrap().to_owned()).collect()
+    };
+    eventually("that nobody listens", || (causes().len() == 1).then_some(()));
+    redis.restart();
+    eventually("that the password is wrong", || causes().last().filter(|cause| cause.contains("Password authentication failed")).map(drop));
+    let told = causes();
+    // It may have been met while it started.
+    assert!(told.len() <= 4, "{told:?}");
+    assert!(told[0].contains("refused"), "{told:?}");
+    let text = process.output();
+    assert!(!text.contains("wrong-password") && process.metric(UP) == 0.0, "{text}");
 }
