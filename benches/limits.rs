@@ -52,7 +52,7 @@ fn scattered(n: u32) -> u32 {
 }
 
 fn limits(by: Selector, rate: &str) -> (RateLimits, Arc<Registry>) {
-    let registry = Registry::new();
+    let registry = Registry::new(1);
     let limit = RateLimit { by: Selectors(vec![by]), rate: rate.parse().unwrap(), burst: None, name: None, store: None };
     let limits = [(limit, At::main("defaults").key("rate_limit").index(0))];
     let mut problems = Problems::default();

@@ -66,7 +66,7 @@ impl Shared {
         middleware: Vec<Arc<dyn Middleware>>,
         http2_ping: Option<Duration>,
     ) -> Arc<Self> {
-        let limits = rate_limit::Registry::new();
+        let limits = rate_limit::Registry::new(workers);
         Arc::new(Self {
             workers,
             metrics: Metrics::new(workers, env!("CARGO_PKG_VERSION"), crate::COMMIT),

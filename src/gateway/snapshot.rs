@@ -318,10 +318,7 @@ impl Compiler<'_> {
 
     fn stores(&mut self, config: &Config) -> Stores {
         let metrics = Arc::clone(&self.shared.metrics);
-        let observer = move |name: &str, up: bool| {
-            crate::telemetry::events::store_up(name, up);
-            metrics.store(name).set_up(up);
-        };
+        let observer = move |name: &str, up: bool| metrics.store(name).set_up(up);
         Stores::start(&config.redis, &self.shared.limits, self.shared.control.as_ref(), &(Arc::new(observer) as _), self.problems)
     }
 

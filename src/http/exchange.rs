@@ -183,6 +183,8 @@ pub struct RateFields {
     pub policy: HeaderValue,
     /// `RateLimit`.
     pub limit: HeaderValue,
+    /// A store did not answer this request: its other limits are decided in this process as well, so that it waits once.
+    pub unanswered: bool,
 }
 
 impl Exchange {

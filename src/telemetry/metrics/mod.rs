@@ -19,13 +19,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub use self::listener::{ConnectionError, ListenerMetrics};
 pub use self::process::{AuthenticatorMetrics, Reload, StoreMetrics};
 pub use self::route::{AUTH_ERRORS, Mirrored, RouteMetrics};
+pub use self::shard::PerWorker;
 pub use self::table::{Family, Kind, markdown};
 pub use self::upstream::{EndpointMetrics, UpstreamMetrics};
 
 use self::collect::Scrape;
 use self::names::Names;
 use self::process::{Certificates, Reloads};
-use self::shard::{Own, PerWorker};
+use self::shard::Own;
 
 /// Name of the route that requests without a route are counted under.
 pub const NO_ROUTE: &str = "-";
