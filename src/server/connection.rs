@@ -57,8 +57,6 @@ const DISMISSAL: Duration = Duration::from_millis(50);
 pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     let Accepted { socket, peer, listener, open } = accepted;
     let Ok(tcp) = TcpStream::from_std(socket) else { return };
-    // Without it a small answer could wait for the client's delayed ACK.
-    let _ = tcp.set_nodelay(true);
     listener.metrics.connection_opened(worker);
     let mut held = Held { open, per_ip: None, listener: Arc::clone(&listener), worker };
     let snapshot = state.snapshot.load_full();
