@@ -49,6 +49,14 @@ pub(super) struct Http1<'a> {
     closing: &'a AtomicBool,
 }
 
+/// How a connection ended.
+pub(super) enum Served {
+    /// With what was wrong with the client, if it was.
+    End(Option<ConnectionError>),
+    /// Its client speaks HTTP/2.
+    Http2(ClientIo),
+}
+
 /// What is left to do when a request is over.
 enum Next {
     /// Another request may come.
@@ -60,30 +68,32 @@ enum Next {
 }
 
 impl<'a> Http1<'a> {
-    pub(super) fn new(session: &'a Session, io: ClientIo, prefix: &[u8], state: Arc<ConnectionState>, closing: &'a AtomicBool) -> Self {
-        Self { session, state, wire: Wire::new(io, prefix), closing }
+    /// Nothing was read from `io`. `sniffing`: its client may turn out to speak HTTP/2.
+    pub(super) fn new(session: &'a Session, io: ClientIo, sniffing: bool, state: Arc<ConnectionState>, closing: &'a AtomicBool) -> Self {
+        Self { session, state, wire: Wire::new(io, sniffing), closing }
     }
 
-    /// Serves the connection to its end; tells what was wrong with the client, if it was.
-    pub(super) async fn run(mut self) -> Option<ConnectionError> {
+    /// Serves the connection to its end, or until its client turns out to speak HTTP/2.
+    pub(super) async fn run(mut self) -> Served {
         loop {
             let head = match self.head().await {
                 Heard::Head(head) => head,
+                Heard::Http2 => return self.wire.take_stream().map_or(Served::End(None), Served::Http2),
                 Heard::End => {
                     let _ = poll_fn(|cx| self.wire.poll_goodbye(cx)).await;
-                    return None;
+                    return Served::End(None);
                 }
-                Heard::Cut => return None,
-                Heard::Bad { error, tls } => return Some(self.refuse(error, tls).await),
+                Heard::Cut => return Served::End(None),
+                Heard::Bad { error, tls } => return Served::End(Some(self.refuse(error, tls).await)),
             };
             match self.request(head).await {
                 Next::Request => self.wire.rest(),
                 Next::Close => {
                     // Whatever goes wrong now, the answer is out of our hands.
                     let _ = poll_fn(|cx| self.wire.poll_goodbye(cx)).await;
-                    return None;
+                    return Served::End(None);
                 }
-                Next::Drop => return None,
+                Next::Drop => return Served::End(None),
             }
         }
     }
@@ -236,7 +246,7 @@ impl<'a> Http1<'a> {
             self.state.linger.store(false, Relaxed);
             if let (Some(tunnel), Some(stream)) = (tunnel, self.wire.take_stream()) {
                 // Nobody there: the tunnel has given up, and the stream closes with this.
-                let _ = tunnel.send(stream);
+                let _ = tunnel.send(Box::new(stream));
             }
             return Next::Drop;
         }

@@ -16,7 +16,6 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::http::h1::{BodyLength, Decoded, Decoder, Limits, ParseError, RequestHead, block, parse_request};
 use crate::http::incoming::{BodySource, Broken, Incoming};
-use crate::http::upgrade::BoxedStream;
 use crate::server::io::ClientIo;
 
 /// Bytes read at a time where many come.
@@ -25,6 +24,8 @@ const LARGE: usize = 128 << 10;
 const MAX_EMPTY: usize = 16;
 /// Longest buffer that is kept for the next answer of the worker.
 const KEPT: usize = 16 << 10;
+/// What HTTP/2 clients send first (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// What is read and written on an HTTP/1 connection.
@@ -57,6 +58,8 @@ struct Inner {
     owed: &'static [u8],
     /// The 100 is written but may not have left.
     unflushed: bool,
+    /// The first bytes may still be those of an HTTP/2 client.
+    sniffing: bool,
     /// The client has closed its side.
     eof: bool,
     /// The body of the current request is beyond repair.
@@ -71,6 +74,8 @@ struct Inner {
 pub(super) enum Heard {
     /// A request.
     Head(RequestHead),
+    /// The preface of HTTP/2, which is still to be read.
+    Http2,
     /// The client has closed between two requests.
     End,
     /// The client has closed, or the connection broke, in the middle of a head.
@@ -85,16 +90,17 @@ pub(super) enum Heard {
 }
 
 impl Wire {
-    /// `prefix` was read from `io` already.
-    pub(super) fn new(io: ClientIo, prefix: &[u8]) -> Self {
+    /// Nothing was read from `io`. `sniffing`: its client may speak HTTP/2.
+    pub(super) fn new(io: ClientIo, sniffing: bool) -> Self {
         Self(Side::Own(Box::new(Inner {
             io: Some(io),
-            buf: BytesMut::from(prefix),
+            buf: BytesMut::new(),
             seen: 0,
             much: false,
             decoder: Decoder::Done,
             owed: b"",
             unflushed: false,
+            sniffing,
             eof: false,
             broken: false,
             reader: None,
@@ -122,7 +128,14 @@ impl Wire {
         self.with(Poll::Ready(Heard::End), |inner| {
             loop {
                 inner.skip_empty_lines();
-                if !inner.buf.is_empty() {
+                if inner.sniffing && !inner.buf.is_empty() {
+                    let common = inner.buf.len().min(PREFACE.len());
+                    inner.sniffing = inner.buf.get(..common) == PREFACE.get(..common);
+                    if inner.sniffing && common == PREFACE.len() {
+                        return Poll::Ready(Heard::Http2);
+                    }
+                }
+                if !inner.buf.is_empty() && !inner.sniffing {
                     let tls = inner.buf.first() == Some(&0x16);
                     match parse_request(&mut inner.buf, &mut inner.seen, limits) {
                         Ok(Some(head)) => return Poll::Ready(Heard::Head(head)),
@@ -266,12 +279,12 @@ impl Wire {
         })
     }
 
-    /// The byte stream, for a tunnel, with what was read ahead.
-    pub(super) fn take_stream(&mut self) -> Option<BoxedStream> {
+    /// The byte stream, for a tunnel or another protocol, with what was read ahead.
+    pub(super) fn take_stream(&mut self) -> Option<ClientIo> {
         self.with(None, |inner| {
             let mut io = inner.io.take()?;
             io.unread(std::mem::take(&mut inner.buf).into());
-            Some(Box::new(io) as BoxedStream)
+            Some(io)
         })
     }
 }
