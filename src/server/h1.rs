@@ -187,6 +187,10 @@ impl<'a> Http1<'a> {
                 None => return Next::Drop,
             }
         };
+        if response.status().as_u16() == Reason::ClientClosed.status() && self.wire.is_cut() {
+            // That is for the log: whoever left has nobody to read it.
+            return Next::Drop;
+        }
         self.respond(response, &asked, tunnel).await
     }
 
