@@ -3,7 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -72,7 +72,14 @@ impl Body for Incoming {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Http1 { source, number, .. } => source.poll_frame(*number, cx),
-            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(|_| Broken::Cut),
+            Self::Http2(body) => {
+                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+                // hyper takes a reset with NO_ERROR for an end. Only END_STREAM is one.
+                Poll::Ready(match frame {
+                    None if !body.is_end_stream() => Some(Err(Broken::Cut)),
+                    frame => frame.map(|frame| frame.map_err(|_| Broken::Cut)),
+                })
+            }
         }
     }
 
