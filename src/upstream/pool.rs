@@ -247,7 +247,8 @@ impl EndpointPool {
                 return Some(Err(error));
             }
             if let Some(lease) = self.checkout(worker, Instant::now()) {
-                return Some(Ok(lease));
+                // It was opened for those who waited for it.
+                return Some(Ok(lease.of_a_new_connection()));
             }
         }
         let open = self.reserve(worker, false)?;
@@ -255,7 +256,7 @@ impl EndpointPool {
         let outcome = tokio::time::timeout(timeout, self.destination.connect(addresses, open)).await;
         match self.connected(worker, streams, outcome.unwrap_or(Err(ConnectError::Timeout))) {
             Ok(Some(connection)) => Some(Ok(self.lease(Sender::H1(connection), worker, false, None))),
-            Ok(None) => self.checkout_h2(worker).map(Ok),
+            Ok(None) => self.checkout_h2(worker).map(|lease| Ok(lease.of_a_new_connection())),
             Err(error) => Some(Err(error)),
         }
     }
@@ -445,6 +446,11 @@ impl Lease {
     /// The endpoint's pool.
     pub fn pool(&self) -> &Arc<EndpointPool> {
         &self.pool
+    }
+
+    fn of_a_new_connection(mut self) -> Self {
+        self.reused = false;
+        self
     }
 
     /// Gives an HTTP/1.1 connection back that is fit for another request, idle since `since`.

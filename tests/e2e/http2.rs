@@ -11,7 +11,7 @@ use http::HeaderMap;
 use crate::support::client::{self, get};
 use crate::support::frames::{HEAD, PREFACE, frame, frames, raw, went_away};
 use crate::support::h2::{Client, H2Upstream, drain, reply, request, whole};
-use crate::support::{End, Gate, Gateway, PATIENCE, Raw, Then, Upstream, block_on, eventually};
+use crate::support::{Conn, End, Gate, Gateway, PATIENCE, Raw, Then, Upstream, block_on, eventually};
 
 fn h2_route(more: &str) -> String {
     format!(
@@ -160,17 +160,34 @@ fn a_cut_response_is_a_reset_stream() {
     assert_eq!(gateway.logged("/cut")["reason"], "upstream_truncated");
 }
 
+/// Reads a connection of HTTP/2 up to the head of its first request.
+fn read_head(conn: &mut Conn) {
+    conn.write(frame(4, 0, 0, b""));
+    while !frames(conn.wire.buffer.get(PREFACE.len()..).unwrap_or_default()).contains(&(1, 1)) {
+        assert!(conn.wire.fill().unwrap() > 0);
+    }
+}
+
 /// An upstream that answers each connection's request with a 200 and these frames, all at once.
 fn framed(answer: Vec<u8>) -> Upstream {
     Upstream::raw(move |conn| {
-        conn.write(frame(4, 0, 0, b""));
-        while !frames(conn.wire.buffer.get(PREFACE.len()..).unwrap_or_default()).contains(&(1, 1)) {
-            assert!(conn.wire.fill().unwrap() > 0);
-        }
+        read_head(conn);
         conn.write([frame(1, 4, 1, b"\x88"), answer.clone()].concat());
         conn.wait_end();
         Then::Close
     })
+}
+
+#[test]
+fn a_request_that_ends_every_connection_is_sent_as_often_as_its_retries_allow() {
+    let upstream = Upstream::raw(|conn| {
+        read_head(conn);
+        Then::Close
+    });
+    let gateway = Gateway::new(&h2_route(""), &[upstream.address]);
+    gateway.get("/poison").refused(502, "upstream_reset");
+    // Once, and once more by `retry`.
+    assert_eq!(upstream.connections(), 2);
 }
 
 #[test]
