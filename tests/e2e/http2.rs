@@ -208,6 +208,20 @@ fn a_stream_that_is_reset_without_an_error_is_cut_all_the_same() {
 }
 
 #[test]
+fn an_answer_without_a_body_ends_whatever_its_upstream_sends() {
+    for rest in [frame(0, 1, 1, b"body"), Vec::new()] {
+        let upstream = framed(rest);
+        let gateway = Gateway::new(&h2_route(""), &[upstream.address]);
+        block_on(async {
+            let mut client = Client::connect(gateway.address()).await;
+            let reply = client.ask(request("HEAD", "/", &[]), b"").await.unwrap();
+            assert_eq!((reply.status, reply.body.len(), reply.error.is_none()), (200, 0, true));
+        });
+        assert_eq!(gateway.logged("/")["complete"], true);
+    }
+}
+
+#[test]
 fn an_answer_that_asks_for_no_more_of_the_upload_is_whole() {
     // RFC 9113 section 8.1: END_STREAM, then a reset with NO_ERROR.
     let upstream = framed([frame(0, 1, 1, b"enough"), frame(3, 0, 1, &[0; 4])].concat());
