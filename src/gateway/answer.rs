@@ -110,6 +110,8 @@ impl ResponseBody {
                 opening.start(finish);
                 return Self { source: Source::Empty, finish: None, bytes: 0, complete: true, cutting: None };
             }
+            // Whatever the upstream sends all the same, the client does not wait for it.
+            _ if bodiless => Source::Empty,
             other => other,
         };
         let complete = bodiless || matches!(source, Source::Empty);

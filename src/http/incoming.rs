@@ -3,7 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -18,7 +18,12 @@ pub trait BodySource: Send + Sync {
 
 /// The rest of a body will not come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken;
+pub enum Broken {
+    /// The client left, or another request has taken its place.
+    Cut,
+    /// Its framing cannot be read.
+    Unreadable,
+}
 
 /// A client's body on its way in.
 pub enum Incoming {
@@ -64,7 +69,14 @@ impl Body for Incoming {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Http1 { source, .. } => source.poll_frame(cx),
-            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(|_| Broken),
+            Self::Http2(body) => {
+                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+                // hyper takes a reset with NO_ERROR for an end. Only END_STREAM is one.
+                Poll::Ready(match frame {
+                    None if !body.is_end_stream() => Some(Err(Broken::Cut)),
+                    frame => frame.map(|frame| frame.map_err(|_| Broken::Cut)),
+                })
+            }
         }
     }
 

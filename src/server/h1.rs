@@ -185,6 +185,8 @@ impl<'a> Http1<'a> {
             .await;
         }
         match answer {
+            // That status is for the log: whoever left has nobody to read it.
+            Some(answer) if answer.parts.status.as_u16() == Reason::ClientClosed.status() && self.wire.is_cut() => Next::Drop,
             Some(answer) => self.respond(answer, &asked, tunnel).await,
             None => Next::Drop,
         }

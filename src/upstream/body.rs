@@ -74,6 +74,8 @@ pub enum BodyError {
     H1(h1::Error),
     /// Over HTTP/2.
     H2(hyper::Error),
+    /// The HTTP/2 stream or its connection ended with NO_ERROR, but before the body did. hyper takes that for an end.
+    Unfinished,
 }
 
 impl fmt::Display for BodyError {
@@ -81,6 +83,7 @@ impl fmt::Display for BodyError {
         match self {
             Self::H1(error) => error.fmt(f),
             Self::H2(error) => error.fmt(f),
+            Self::Unfinished => f.write_str("the stream was reset before its end"),
         }
     }
 }
@@ -90,6 +93,7 @@ impl std::error::Error for BodyError {
         match self {
             Self::H1(error) => std::error::Error::source(error),
             Self::H2(error) => std::error::Error::source(error),
+            Self::Unfinished => None,
         }
     }
 }
@@ -153,7 +157,10 @@ impl Body for UpstreamBody {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             Source::H1(connection) => ready!(connection.poll_body(cx)).map(|frame| frame.map_err(BodyError::H1)),
-            Source::H2(incoming) => ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::H2)),
+            Source::H2(incoming) => match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+                None if !incoming.is_end_stream() => Some(Err(BodyError::Unfinished)),
+                frame => frame.map(|frame| frame.map_err(BodyError::H2)),
+            },
         };
         match &frame {
             Some(Ok(_)) if this.is_end_stream() => this.ended(),

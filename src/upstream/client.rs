@@ -262,6 +262,7 @@ async fn on_endpoint(
     per_try: Option<Deadline>,
 ) -> Result<(Reply<Source>, Lease), Failure> {
     let mut lease = endpoint.pool.checkout(call.worker, picked);
+    let mut replaced = false;
     loop {
         let mut leased = match lease.take() {
             Some(lease) => lease,
@@ -291,7 +292,8 @@ async fn on_endpoint(
                 Err(unanswered) => unanswered,
             },
         };
-        let closed = leased.reused && unanswered.closed;
+        // Once: an upstream that ends every connection over this request must not be asked for ever.
+        let closed = leased.reused && unanswered.closed && !std::mem::replace(&mut replaced, true);
         if !closed || !(unanswered.never_sent && call.replayable() || call.repeatable()) {
             return Err(unanswered.failure);
         }

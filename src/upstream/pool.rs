@@ -244,7 +244,8 @@ impl EndpointPool {
                 return Some(Err(error));
             }
             if let Some(lease) = self.checkout(worker, Instant::now()) {
-                return Some(Ok(lease));
+                // It was opened for those who waited for it.
+                return Some(Ok(lease.of_a_new_connection()));
             }
         }
         let open = self.reserve(worker, false)?;
@@ -252,7 +253,7 @@ impl EndpointPool {
         let outcome = tokio::time::timeout(timeout, self.destination.connect(addresses, open)).await;
         match self.connected(worker, streams, outcome.unwrap_or(Err(ConnectError::Timeout))) {
             Ok(Some(connection)) => Some(Ok(Lease::h1(connection, worker, false))),
-            Ok(None) => self.checkout_h2(worker).map(Ok),
+            Ok(None) => self.checkout_h2(worker).map(|lease| Ok(lease.of_a_new_connection())),
             Err(error) => Some(Err(error)),
         }
     }
@@ -442,6 +443,11 @@ impl Shared {
 impl Lease {
     fn h1(connection: H1, worker: usize, reused: bool) -> Self {
         Self { sender: Some(Sender::H1(connection)), reused, worker, stream: None }
+    }
+
+    fn of_a_new_connection(mut self) -> Self {
+        self.reused = false;
+        self
     }
 }
 

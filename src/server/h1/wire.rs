@@ -214,6 +214,11 @@ impl Wire {
         })
     }
 
+    /// Whether the client has closed in the middle of its request.
+    pub(super) fn is_cut(&mut self) -> bool {
+        self.with(false, |inner| inner.eof && !inner.decoder.is_done())
+    }
+
     /// The answer begins: who waits for a 100 gets none any more. What is left of one that is half written must go first.
     pub(super) fn answer_begins(&mut self) -> &'static [u8] {
         self.with(b"", |inner| {
@@ -345,24 +350,24 @@ impl Inner {
                 }
                 Ok(Decoded::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
                 Ok(Decoded::End) => return Poll::Ready(None),
-                Ok(Decoded::NeedMore) if self.eof || self.broken => return Poll::Ready(self.break_off()),
+                Ok(Decoded::NeedMore) if self.eof || self.broken => return Poll::Ready(self.break_off(Broken::Cut)),
                 Ok(Decoded::NeedMore) => {}
-                Err(_) => return Poll::Ready(self.break_off()),
+                Err(_) => return Poll::Ready(self.break_off(Broken::Unreadable)),
             }
             if ready!(self.poll_continue(cx)).is_err() {
-                return Poll::Ready(self.break_off());
+                return Poll::Ready(self.break_off(Broken::Cut));
             }
             match ready!(self.poll_read(cx)) {
                 Ok(0) => self.eof = true,
                 Ok(_) => {}
-                Err(_) => return Poll::Ready(self.break_off()),
+                Err(_) => return Poll::Ready(self.break_off(Broken::Cut)),
             }
         }
     }
 
-    fn break_off<T>(&mut self) -> Option<Result<T, Broken>> {
+    fn break_off<T>(&mut self, why: Broken) -> Option<Result<T, Broken>> {
         self.broken = true;
-        Some(Err(Broken))
+        Some(Err(why))
     }
 
     /// Invites the client to send its body, unless it has begun by itself.
@@ -395,7 +400,7 @@ impl Lent {
 impl BodySource for Lent {
     fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let mut lent = self.lock();
-        let Some(inner) = lent.as_deref_mut() else { return Poll::Ready(Some(Err(Broken))) };
+        let Some(inner) = lent.as_deref_mut() else { return Poll::Ready(Some(Err(Broken::Cut))) };
         let frame = inner.poll_body(cx);
         if frame.is_pending() {
             inner.reader = Some(cx.waker().clone());
