@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use dump::effective_json;
+pub use dump::{effective_json, hide};
 pub use problem::{At, Problem, Problems};
 pub use suggest::suggest;
 

@@ -230,8 +230,7 @@ impl Compiler<'_> {
         let resolved = resolve::routes(&config, self.problems);
         let router = self.second_look(|this| Router::compile(&resolved, this.problems));
         let upstreams = self.second_look(|this| this.upstreams(&config));
-        let authenticators =
-            self.second_look(|this| Authenticators::compile(&config.authenticators, &this.shared.auth, this.base, this.problems));
+        let authenticators = self.second_look(|this| this.authenticators(&config));
         // Before the stores begin to tell how they are.
         let series = Series::of(&config, &self.shared.metrics);
         let stores = self.second_look(|this| this.stores(&config));
@@ -324,6 +323,10 @@ impl Compiler<'_> {
             }
         }
         handles
+    }
+
+    fn authenticators(&mut self, config: &Config) -> Authenticators {
+        Authenticators::compile(&config.authenticators, &self.shared.auth, self.base, self.problems)
     }
 
     fn stores(&mut self, config: &Config) -> Stores {

@@ -106,3 +106,17 @@ fn the_request_id_cannot_travel_in_a_field_that_the_gateway_makes() {
         problems(&format!("server: {{ request_id: {name} }}"), &[&expected]);
     }
 }
+
+#[test]
+fn an_access_log_that_cannot_be_opened_is_found_without_making_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = |name: &str| format!("log: {{ access: {{ output: {} }} }}", dir.path().join(name).display());
+    let verdict = |name: &str| check(&[("gateway.yaml", &output(name))], &[]);
+    assert_eq!(verdict("access.log"), (Some(0), Vec::new()));
+    assert!(!dir.path().join("access.log").exists());
+    for wrong in ["missing/access.log", ""] {
+        let (code, found) = verdict(wrong);
+        assert_eq!(code, Some(2), "{found:?}");
+        assert!(found[0].starts_with("gateway.yaml:1:26: the access log cannot be opened: "), "{found:?}");
+    }
+}
