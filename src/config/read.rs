@@ -11,7 +11,7 @@ use serde::de::value::StrDeserializer;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor};
 
 use super::problem::{At, Problems, Seg};
-use super::suggest::did_you_mean;
+use super::suggest::{did_you_mean, suggest};
 use super::tree::{Entry, Kind, Node};
 
 /// Name under which [`crate::units::Setting`] asks for a value that may be `off`.
@@ -36,9 +36,8 @@ pub(super) fn read<T: for<'de> Deserialize<'de> + Default>(root: &Node, file: us
             let mut child = path.clone();
             child.push(Seg::Key(field.to_owned()));
             // Dropped for a problem of its own, or there under a wrong name.
-            let misspelt = |(at, message): &(Vec<Seg>, String)| {
-                at.split_last().is_some_and(|(_, parent)| parent == path) && message.contains(&format!("did you mean \"{field}\"?"))
-            };
+            let misspelt =
+                |unknown: &Unknown| unknown.meant == Some(field) && unknown.path.split_last().is_some_and(|(_, parent)| parent == path);
             state.dropped.borrow().contains(&child) || state.unknown.borrow().iter().any(misspelt)
         });
         if !follows {
@@ -55,7 +54,10 @@ pub(super) fn read<T: for<'de> Deserialize<'de> + Default>(root: &Node, file: us
 }
 
 fn finish(state: State, file: usize, problems: &mut Problems, dropped: &mut Vec<At>) {
-    for (path, message) in state.unknown.into_inner() {
+    for Unknown { path, message, meant } in state.unknown.into_inner() {
+        if let (Some(meant), Some((_, parent))) = (meant, path.split_last()) {
+            dropped.push(At { file, path: parent.to_vec(), on_key: false }.key(meant).its_key());
+        }
         problems.error(At { file, path, on_key: true }, message);
     }
     dropped.extend(state.dropped.into_inner().into_iter().map(|path| At { file, path, on_key: false }));
@@ -66,14 +68,22 @@ struct State {
     /// Values that do not fit: read as absent.
     dropped: RefCell<HashSet<Vec<Seg>>>,
     /// Unknown fields, each recorded once however often the tree is read.
-    unknown: RefCell<Vec<(Vec<Seg>, String)>>,
+    unknown: RefCell<Vec<Unknown>>,
+}
+
+/// A field that does not exist.
+struct Unknown {
+    path: Vec<Seg>,
+    message: String,
+    /// The field it seems to be meant as.
+    meant: Option<&'static str>,
 }
 
 impl State {
-    fn unknown(&self, path: Vec<Seg>, key: &str, fields: &[&str]) {
+    fn unknown(&self, path: Vec<Seg>, key: &str, fields: &[&'static str]) {
         let mut unknown = self.unknown.borrow_mut();
-        if !unknown.iter().any(|(known, _)| *known == path) {
-            unknown.push((path, unknown_field(key, fields)));
+        if !unknown.iter().any(|known| known.path == path) {
+            unknown.push(Unknown { path, message: unknown_field(key, fields), meant: suggest(key, fields.iter().copied()) });
         }
     }
 }

@@ -146,7 +146,7 @@ impl Walk<'_> {
                     format!("a route has exactly one target, and this one has {}: {}", targets.len(), targets.join(", ")),
                 )
                 .help("keep one of them");
-        } else if !self.config.is_damaged(&route.at) {
+        } else if !self.config.has_lost(&route.at, &checks::TARGETS) {
             self.problems
                 .error(route.at.clone(), "this route has no target")
                 .help("add one of upstream, split, aggregate, respond, redirect or routes");

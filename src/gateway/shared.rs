@@ -135,7 +135,8 @@ impl Shared {
         let options = Options::compile(log, directory, self.metrics.access_log_dropped());
         let opened = match options {
             Some(options) if self.control.is_some() => AccessLog::new(self.workers, options),
-            Some(_) | None => Ok(AccessLog::disabled()),
+            Some(options) => options.try_output().map(|()| AccessLog::disabled()),
+            None => Ok(AccessLog::disabled()),
         };
         match opened {
             Ok(opened) => opened,

@@ -63,7 +63,7 @@ impl Conditions {
         let at = route.at.key("match");
         if kinds > 1 {
             problems.error(at, "exactly one of path, prefix and regex is allowed").help("keep one of them");
-        } else if kinds == 0 && !config.is_damaged(&at) {
+        } else if kinds == 0 && !config.has_lost(&at, &["path", "prefix", "regex"]) {
             problems.error(at, "this route matches no path: one of path, prefix or regex is needed").help("prefix: / takes every path");
         }
     }

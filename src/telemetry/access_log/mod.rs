@@ -77,6 +77,17 @@ impl Options {
         Some(Self { format: if text { Format::Text } else { Format::Json }, output, dropped })
     }
 
+    /// Finds out whether the output could be opened, and leaves everything as it is: no file is made.
+    ///
+    /// # Errors
+    /// It is a directory or not writable, or there is no directory to make it in.
+    pub fn try_output(&self) -> io::Result<()> {
+        match &self.output {
+            Output::Stdout | Output::Stderr => Ok(()),
+            Output::File(path) => sink::try_append(path),
+        }
+    }
+
     /// Whether a log with `other` would write the same lines to the same place: then a reload keeps it.
     pub fn same(&self, other: &Self) -> bool {
         self.format == other.format && self.output == other.output
