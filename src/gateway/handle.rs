@@ -316,6 +316,12 @@ async fn route(ex: &mut Exchange, cx: &mut Context<'_>, mut head: request::Parts
     if let Err(refusal) = check(ex, cx, &mut head) {
         return (Err(refusal), Scope::Bare);
     }
+    // HTTP/2 has no `Host` field.
+    if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut())
+        && entry.host.is_none()
+    {
+        entry.host.clone_from(&ex.host.authority);
+    }
     if ex.method == Method::OPTIONS && head.uri.path() == "*" {
         let mut answer = Answer::no_content();
         answer.parts.headers.insert(ALLOW, ALL_METHODS);
@@ -356,7 +362,8 @@ fn find(
     preflight: Option<&Method>,
 ) -> Result<RouteHandle, Box<Refusal>> {
     let snapshot = cx.snapshot;
-    let query = |method| Query { host: ex.host.name(), path: ex.target.path(), query: ex.target.query(), method, headers };
+    let (host, path, query) = (ex.host.name(), ex.target.path(), ex.target.query());
+    let query = |method| Query { scheme: ex.scheme, host, path, query, method, headers };
     if let Some(asked) = preflight
         && let Outcome::Found { route, params } = snapshot.router.find(&query(asked))
         && let Some(found) = snapshot.routes.get(route).filter(|route| route.cors.is_some())

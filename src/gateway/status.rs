@@ -103,6 +103,9 @@ pub struct RouteStatus {
     pub name: String,
     /// Priority.
     pub priority: i64,
+    /// Scheme it is limited to; left out for both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<crate::config::route::Scheme>,
     /// Host it is limited to.
     pub host: Option<String>,
     /// Methods it is limited to.

@@ -114,6 +114,7 @@ fn route_status(route: &resolve::Route, place: &str) -> RouteStatus {
     RouteStatus {
         name: route.name.clone(),
         priority: i64::from(route.priority),
+        scheme: matcher.scheme,
         host: matcher.host.clone(),
         methods: matcher.methods.clone().unwrap_or_default(),
         kind,

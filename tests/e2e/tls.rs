@@ -77,6 +77,7 @@ fn alpn_chooses_the_protocol() {
     });
     let line = site.gateway.logged("/h2");
     assert_eq!((line["tls"].as_str(), line["scheme"].as_str()), (Some("TLSv1.3"), Some("https")));
+    assert!(line["host"].as_str().is_some_and(|host| host.starts_with("site")), "{line}");
 }
 
 #[test]

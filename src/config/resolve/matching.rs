@@ -32,7 +32,15 @@ impl Conditions {
                 .help("use path or prefix, or move the route out of the group");
         }
         let methods = own.methods.clone().or_else(|| outer.methods.clone());
+        if let (Some(group), Some(scheme)) = (outer.scheme, own.scheme)
+            && group != scheme
+        {
+            problems
+                .error(at.key("scheme"), "the group has the other scheme: this route can never match")
+                .help("leave `scheme` out here, or move the route out of the group");
+        }
         let matcher = Match {
+            scheme: own.scheme.or(outer.scheme),
             host: own.host.clone().or_else(|| outer.host.clone()),
             methods,
             path: own.path.as_ref().map(|path| format!("{prefix}{path}")),
