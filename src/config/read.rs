@@ -36,8 +36,9 @@ pub(super) fn read<T: for<'de> Deserialize<'de> + Default>(root: &Node, file: us
             let mut child = path.clone();
             child.push(Seg::Key(field.to_owned()));
             // Dropped for a problem of its own, or there under a wrong name.
-            let misspelt = |(at, message): &(Vec<Seg>, String)| {
-                at.split_last().is_some_and(|(_, parent)| parent == path) && message.contains(&format!("did you mean \"{field}\"?"))
+            let misspelt = |unknown: &Unknown| {
+                unknown.path.split_last().is_some_and(|(_, parent)| parent == path)
+                    && unknown.message.contains(&format!("did you mean \"{field}\"?"))
             };
             state.dropped.borrow().contains(&child) || state.unknown.borrow().iter().any(misspelt)
         });
@@ -55,10 +56,17 @@ pub(super) fn read<T: for<'de> Deserialize<'de> + Default>(root: &Node, file: us
 }
 
 fn finish(state: State, file: usize, problems: &mut Problems, dropped: &mut Vec<At>) {
-    for (path, message) in state.unknown.into_inner() {
-        problems.error(At { file, path, on_key: true }, message);
+    for Unknown { path, message, help } in state.unknown.into_inner() {
+        problems.error(At { file, path, on_key: true }, message).help = help;
     }
     dropped.extend(state.dropped.into_inner().into_iter().map(|path| At { file, path, on_key: false }));
+}
+
+/// A field that nobody knows.
+struct Unknown {
+    path: Vec<Seg>,
+    message: String,
+    help: Option<String>,
 }
 
 #[derive(Default)]
@@ -66,21 +74,24 @@ struct State {
     /// Values that do not fit: read as absent.
     dropped: RefCell<HashSet<Vec<Seg>>>,
     /// Unknown fields, each recorded once however often the tree is read.
-    unknown: RefCell<Vec<(Vec<Seg>, String)>>,
+    unknown: RefCell<Vec<Unknown>>,
 }
 
 impl State {
     fn unknown(&self, path: Vec<Seg>, key: &str, fields: &[&str]) {
         let mut unknown = self.unknown.borrow_mut();
-        if !unknown.iter().any(|(known, _)| *known == path) {
-            unknown.push((path, unknown_field(key, fields)));
+        if !unknown.iter().any(|known| known.path == path) {
+            let (message, help) = unknown_field(key, fields);
+            unknown.push(Unknown { path, message, help });
         }
     }
 }
 
-fn unknown_field(key: &str, fields: &[&str]) -> String {
+/// What is wrong, and what is known instead where no name is near.
+fn unknown_field(key: &str, fields: &[&str]) -> (String, Option<String>) {
     let hint = did_you_mean(key, fields.iter().copied());
-    format!("unknown field \"{key}\"{hint}")
+    let known = (hint.is_empty() && !fields.is_empty()).then(|| format!("known here are {}", fields.join(", ")));
+    (format!("unknown field \"{key}\"{hint}"), known)
 }
 
 /// Why a value does not fit.
@@ -125,6 +136,12 @@ impl Failure {
             }
             Kind::Text(text) if text.contains(':') && !text.contains("://") && expected.contains("mapping") => {
                 self.help = Some("a key needs a space after its colon".to_owned());
+            }
+            Kind::Text(text) if expected == "a list" && !text.contains(['{', '}', '[', ']', '"', '\n']) => {
+                self.help = Some(format!("write [{text}], or each on a line of its own behind `- `"));
+            }
+            Kind::Map(_) if expected == "a list" => {
+                self.help = Some("write [{ … }], or each behind `- ` on a line of its own".to_owned());
             }
             Kind::Text(text) if expected == "true or false" && matches!(text.as_str(), "on" | "yes" | "off" | "no") => {
                 let right = matches!(text.as_str(), "on" | "yes");
@@ -195,7 +212,8 @@ impl serde::de::Error for Failure {
         failure
     }
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        Self { on_key: true, ..Self::new(unknown_field(field, expected)) }
+        let (message, help) = unknown_field(field, expected);
+        Self { on_key: true, help, ..Self::new(message) }
     }
     fn missing_field(field: &'static str) -> Self {
         Self { missing: Some(field), ..Self::new(format!("missing field \"{field}\"")) }
@@ -305,6 +323,15 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         match &self.node.kind {
             Kind::Bool(false) => visitor.visit_none(),
             Kind::Text(text) | Kind::Expanded(text) if text == "off" || text == "false" => visitor.visit_none(),
+            Kind::Text(text) if matches!(text.as_str(), "no" | "none" | "disabled" | "never") => {
+                let path = self.path.clone();
+                visitor.visit_some(self).map_err(|mut failure: Failure| {
+                    if failure.path.as_ref().is_none_or(|place| *place == path) {
+                        failure.help = Some("write `off` to switch it off".to_owned());
+                    }
+                    failure
+                })
+            }
             _ => visitor.visit_some(self),
         }
     }

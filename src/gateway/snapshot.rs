@@ -230,7 +230,7 @@ impl Compiler<'_> {
         let resolved = resolve::routes(&config, self.problems);
         let router = Router::compile(&resolved, self.problems);
         let upstreams = self.upstreams(&config);
-        let authenticators = Authenticators::compile(&config.authenticators, &self.shared.auth, self.base, self.problems);
+        let authenticators = self.authenticators(&config);
         // Before the stores begin to tell how they are.
         let series = Series::of(&config, &self.shared.metrics);
         let stores = self.stores(&config);
@@ -309,11 +309,25 @@ impl Compiler<'_> {
                 .map(Arc::new);
             let make_pool = self.shared.pool_maker(name, written, tls.clone());
             let state = self.shared.upstream_state(name);
-            if let Some(upstream) = Upstream::compile(name, written, state, make_pool, self.problems) {
+            let mut found = Problems::default();
+            let upstream = Upstream::compile(name, written, state, make_pool, &mut found);
+            found.forget_damaged(config, &written.at);
+            self.problems.extend_new(found);
+            if let Some(upstream) = upstream {
                 handles.insert(name.clone(), UpstreamHandle { upstream, metrics: self.shared.metrics.upstream(name), tls });
             }
         }
         handles
+    }
+
+    fn authenticators(&mut self, config: &Config) -> Authenticators {
+        let mut found = Problems::default();
+        let authenticators = Authenticators::compile(&config.authenticators, &self.shared.auth, self.base, &mut found);
+        for authenticator in config.authenticators.values() {
+            found.forget_damaged(config, &authenticator.at);
+        }
+        self.problems.extend_new(found);
+        authenticators
     }
 
     fn stores(&mut self, config: &Config) -> Stores {

@@ -49,6 +49,7 @@ pub use status::UpstreamSnapshot;
 
 use crate::balance::{Ask, Candidates, Strategy};
 use crate::config::upstream as config;
+use crate::health::active::Verdict as Checked;
 use crate::health::breaker::Verdict;
 use crate::health::outlier;
 use crate::units::Selector;
@@ -278,7 +279,9 @@ impl Upstream {
                 self.state.observer.available_changed(&self.name, &endpoint.id, available);
             }
         }
-        if !told(&self.state.told_panic, set.panic) {
+        // Before the first checks nothing is known: all endpoints are used, but that is no emergency.
+        let known = set.members.iter().all(|endpoint| self.rules.health.is_none() || endpoint.state.verdict() != Checked::Unchecked);
+        if (known || !set.panic) && !told(&self.state.told_panic, set.panic) {
             self.state.observer.panic_changed(&self.name, set.panic);
         }
     }
@@ -317,7 +320,7 @@ impl Rules {
     }
 
     fn is_healthy(&self, endpoint: &Endpoint) -> bool {
-        self.health.is_none() || endpoint.state.verdict() == crate::health::active::Verdict::Healthy
+        self.health.is_none() || endpoint.state.verdict() == Checked::Healthy
     }
 
     /// Its factor of slow start, 0.1 to 1.0.
