@@ -10,8 +10,8 @@ use crate::config::At;
 use crate::config::route::Match;
 use crate::config::{effective_json, resolve};
 use crate::gateway::status::{
-    BreakerStatus, CheckStatus, ConfigStatus, ConnectionStatus, EndpointStatus, Info, LastReload, ListenerStatus, LookupStatus, Ready,
-    ReloadOutcome, RouteStatus, TargetStatus, UpstreamStatus,
+    BreakerStatus, CheckStatus, ConfigStatus, ConnectErrorStatus, ConnectionStatus, EndpointStatus, Info, LastReload, ListenerStatus,
+    LookupStatus, Ready, ReloadOutcome, RouteStatus, TargetStatus, UpstreamStatus,
 };
 use crate::server::apply::{Core, is_draining, lock};
 use crate::telemetry::time::rfc3339;
@@ -180,6 +180,9 @@ fn upstream_status(upstream: crate::upstream::UpstreamSnapshot) -> UpstreamStatu
             why: endpoint.why,
             ejections: endpoint.endpoint.pool.metrics().ejections(),
             ejected_until: endpoint.ejected_until.map(rfc3339),
+            last_connect_error: endpoint
+                .last_connect_error
+                .and_then(|failed| Some(ConnectErrorStatus { at: rfc3339(failed.at), error: failed.error?.to_string() })),
             last_check: CheckStatus {
                 at: check.as_ref().map(|check| rfc3339(check.at)),
                 ok: check.as_ref().map(|check| check.ok),
