@@ -10,7 +10,7 @@ const HIDDEN: &str = "***";
 const MIN_INSIDE: usize = 4;
 
 /// `text` with every substituted value in it replaced.
-pub(super) fn hide(text: &str, substituted: &[String]) -> String {
+pub fn hide(text: &str, substituted: &[String]) -> String {
     if substituted.iter().any(|secret| secret == text) {
         return HIDDEN.to_owned();
     }
