@@ -9,6 +9,7 @@ use std::time::Instant;
 use http::{HeaderMap, Method};
 use tollgate::config::route::{Match, Respond};
 use tollgate::config::{At, Problems, resolve};
+use tollgate::http::Scheme;
 use tollgate::router::{Outcome, Query, Router};
 
 /// Look-ups per measurement, and measurements of which the fastest counts.
@@ -84,7 +85,7 @@ fn nanoseconds(router: &Router, requests: &[(String, String)]) -> f64 {
     for _ in 0..ROUNDS {
         let start = Instant::now();
         for (host, path) in requests.iter().cycle().take(LOOKUPS) {
-            let query = Query { host, path, query: None, method: &Method::GET, headers: &headers };
+            let query = Query { scheme: Scheme::Http, host, path, query: None, method: &Method::GET, headers: &headers };
             black_box(router.find(black_box(&query)));
         }
         best = best.min(start.elapsed().as_nanos() as f64 / LOOKUPS as f64);
@@ -105,7 +106,7 @@ fn main() {
         for (index, kind) in kinds.into_iter().enumerate() {
             let requests = requests(kind, count);
             let (host, path) = &requests[0];
-            let query = Query { host, path, query: None, method: &Method::GET, headers: &HeaderMap::new() };
+            let query = Query { scheme: Scheme::Http, host, path, query: None, method: &Method::GET, headers: &HeaderMap::new() };
             assert_eq!(matches!(router.find(&query), Outcome::Found { .. }), kind != "miss", "{kind}");
             let time = nanoseconds(&router, &requests);
             if first.len() <= index {

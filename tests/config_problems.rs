@@ -250,6 +250,8 @@ fn upstreams_are_checked() {
 fn the_server_side_is_checked() {
     one("admin: { address: \"0.0.0.0:9901\" }\n", "1:19", &["needs a `token`"]);
     one("listeners:\n  - address: 0.0.0.0:80\n  - address: 0.0.0.0:80\n", "3:14", &["two listeners"]);
+    one("listeners:\n  - address: 0.0.0.0:80\n  - address: 127.0.0.1:80\n", "3:14", &["every address"]);
+    one("listeners:\n  - address: \"[::1]:80\"\n  - address: \"[::]:80\"\n", "3:14", &["every address"]);
     one("listeners:\n  - address: 0.0.0.0:80\n    proxy_protocol: true\n", "3:21", &["trusted_proxies"]);
     one(
         "listeners:\n  - address: 0.0.0.0:1\n    tls: { certificates: [{ cert: a, key: b }], client_auth: optional }\n",
@@ -347,9 +349,62 @@ fn merge_keys_work_and_their_problems_are_where_they_are_written() {
 }
 
 #[test]
-fn a_file_that_is_missing_is_a_problem() {
+fn a_file_that_is_missing_or_says_nothing_is_a_problem() {
     let loaded = load(&Source::File(PathBuf::from("/nowhere/gateway.yaml")));
-    assert!(loaded.reports()[0].to_string().starts_with("/nowhere/gateway.yaml:1:1: cannot read"), "{}", loaded.reports()[0]);
+    let report = &loaded.reports()[0];
+    assert!(report.to_string().starts_with("/nowhere/gateway.yaml:1:1: cannot read"), "{report}");
+    assert!(report.help.as_ref().is_some_and(|help| help.contains("--config")), "{report}");
+
+    let dir = tempfile::tempdir().unwrap();
+    // As an editor or `cp` on a full disk leaves it: it must not take all routes away.
+    for text in ["", "# nothing\n"] {
+        write(dir.path(), "gateway.yaml", text);
+        let reports = load(&Source::File(dir.path().join("gateway.yaml"))).reports();
+        assert!(matches!(reports.as_slice(), [one] if one.message.contains("no configuration")), "{reports:?}");
+    }
+    let reports = load(&Source::File(dir.path().to_owned())).reports();
+    assert!(!reports[0].file.is_empty(), "{reports:?}");
+}
+
+/// Problems of a whole load, what is compiled included: a mistake is told once, whoever finds it.
+#[test]
+fn a_mistake_is_told_once() {
+    use tollgate::gateway::{Shared, compile};
+    for (upstream, words) in [
+        ("{ endpoints: [127.0.0.1:80] }", "not an endpoint"),
+        ("{ endpoints: [http://a/b] }", "is not an endpoint"),
+        ("{ endpoints: http://a }", "expected a list"),
+        ("{}", "has no endpoints"),
+        ("{ endpoints: [{ url: http://a, weight: 3 }] }", "no weights"),
+        ("{ endpoints: [{ url: http://a, weight: 3000 }], balance: weighted }", "3000"),
+    ] {
+        let yaml = format!("upstreams: {{ u: {upstream} }}\n");
+        let loaded = load(&Source::Text { yaml, dir: PathBuf::from("/nowhere") });
+        let reports = compile(&Shared::new(1, None), loaded, None, 1).map(|_| ()).unwrap_err();
+        assert!(matches!(reports.as_slice(), [one] if one.message.contains(words)), "{upstream}: {reports:#?}");
+    }
+    for (authenticator, words) in [("{ jwt: { issuer: a, audience: b, algorithms: [RS256], jwks: x } }", "a list"), ("{}", "no kind")] {
+        let yaml = format!("authenticators: {{ p: {authenticator} }}\n");
+        let loaded = load(&Source::Text { yaml, dir: PathBuf::from("/nowhere") });
+        let reports = compile(&Shared::new(1, None), loaded, None, 1).map(|_| ()).unwrap_err();
+        assert!(matches!(reports.as_slice(), [one] if one.message.contains(words)), "{authenticator}: {reports:#?}");
+    }
+}
+
+#[test]
+fn help_says_what_would_be_right() {
+    let help = |yaml: &str| checked(yaml).reports().iter().filter_map(|report| report.help.clone()).collect::<Vec<_>>().join("\n");
+    for (yaml, words) in [
+        ("routes:\n  - match: { path: /, protocol: https }\n    respond: {}\n", "known here are scheme, host, methods"),
+        ("server: { trusted_proxies: 10.0.0.0/8 }\n", "write [10.0.0.0/8]"),
+        ("defaults: { rate_limit: { by: ip, rate: 1/s } }\n", "write [{ … }]"),
+        ("defaults: { retry: no }\n", "`off`"),
+        ("routes:\n  - match: /users/:id\n    respond: {}\n", "write {id}"),
+    ] {
+        assert!(help(yaml).contains(words), "{yaml}: {}", help(yaml));
+    }
+    // A near name needs no list of all.
+    assert!(!help("serve: {}\n").contains("known here"));
 }
 
 proptest::proptest! {

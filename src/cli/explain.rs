@@ -38,6 +38,7 @@ pub fn explain(options: &Options, request: &Explain) -> io::Result<ExitCode> {
         }
     };
     let query = Query {
+        scheme: asked.scheme,
         host: asked.host.name(),
         path: asked.target.path(),
         query: asked.target.query(),
@@ -52,10 +53,10 @@ pub fn explain(options: &Options, request: &Explain) -> io::Result<ExitCode> {
 /// The request, canonical as the gateway would see it.
 struct Asked {
     method: Method,
+    scheme: Scheme,
     headers: HeaderMap,
     host: tollgate::http::Host,
     target: PathAndQuery,
-    scheme: Scheme,
 }
 
 impl Asked {
@@ -79,6 +80,7 @@ impl Asked {
         let host = host(Version::HTTP_11, &headers, &uri).map_err(|detail| format!("400 bad_request: {detail}"))?;
         let received = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let changed = canonical(&received, snapshot.encoded_slash).map_err(|detail| format!("400 bad_request: {detail}"))?;
+        // A path alone is asked for in clear text.
         let scheme = if uri.scheme_str() == Some("https") { Scheme::Https } else { Scheme::Http };
         Ok(Self { method, headers, host, target: changed.unwrap_or(received), scheme })
     }
@@ -93,7 +95,6 @@ impl Asked {
             started: Instant::now(),
             method: self.method.clone(),
             version: Version::HTTP_11,
-            received: self.target.clone(),
             target: self.target.clone(),
             host: self.host.clone(),
             scheme: self.scheme,
@@ -111,7 +112,7 @@ impl Asked {
 fn render(snapshot: &Snapshot, asked: &Asked, query: &Query<'_>) -> (String, u8) {
     let mut out = String::new();
     // Writing to a string cannot fail.
-    let _ = writeln!(out, "{} {} on host {}", asked.method, asked.target, asked.host.name());
+    let _ = writeln!(out, "{} {} on host {} by {}", asked.method, asked.target, asked.host.name(), asked.scheme.as_str());
     let outcome = snapshot.router.find(query);
     let code = match &outcome {
         Outcome::Found { route, params } => {
@@ -295,7 +296,7 @@ mod tests {
         let snapshot = compiled(&cli.options).unwrap_or_else(|reports| panic!("{reports:?}"));
         let asked = Asked::read(&request, &snapshot).unwrap();
         let (path, query) = (asked.target.path(), asked.target.query());
-        let query = Query { host: asked.host.name(), path, query, method: &asked.method, headers: &asked.headers };
+        let query = Query { scheme: asked.scheme, host: asked.host.name(), path, query, method: &asked.method, headers: &asked.headers };
         render(&snapshot, &asked, &query).0
     }
 

@@ -1,11 +1,13 @@
 //! Files into [`Config`]: reading, `include`, substitution, and every problem with its line and column.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::string::FromUtf8Error;
 
 use serde::Deserialize;
 
-use super::problem::{Report, Seg, Severity};
+use super::problem::{Report, Seg, Severity, unreadable};
 use super::substitute::{Found, substitute};
 use super::tree::{self, Kind, Node, Place};
 use super::{At, Config, Problems, auth, read, route, syntax, upstream};
@@ -69,7 +71,8 @@ pub fn load_with(source: &Source, lookup: &dyn Fn(&str) -> Option<String>) -> Lo
     let mut loader = Loader { lookup, ..Loader::new() };
     let (name, dir, text) = match source {
         Source::File(path) => {
-            let name = path.strip_prefix("./").unwrap_or(path).display().to_string();
+            let short = path.strip_prefix("./").ok().filter(|rest| !rest.as_os_str().is_empty());
+            let name = short.unwrap_or(path).display().to_string();
             loader.watch.push(path.clone());
             (name, path.parent().map_or_else(PathBuf::new, Path::to_owned), read_file(path))
         }
@@ -77,6 +80,10 @@ pub fn load_with(source: &Source, lookup: &dyn Fn(&str) -> Option<String>) -> Lo
     };
     let mut config = Config::default();
     if loader.add(name, &dir, text) {
+        if matches!((source, &loader.trees[0].kind), (Source::File(_), Kind::Null)) {
+            let help = "a file that is being written, or a full disk? It needs at least `routes`".to_owned();
+            loader.problem(0, Place { line: 1, column: 1 }, "there is no configuration in this file", Some(help));
+        }
         config = read::read(&loader.trees[0], 0, &mut loader.problems, &mut loader.dropped);
         place(&mut config.upstreams, &mut config.authenticators, &mut config.routes, 0, &loader.dropped);
     }
@@ -124,18 +131,23 @@ impl Loader<'_> {
     }
 
     /// Adds a file; `false` if nothing in it can be read.
-    fn add(&mut self, name: String, dir: &Path, text: Result<String, String>) -> bool {
+    fn add(&mut self, name: String, dir: &Path, text: io::Result<String>) -> bool {
         let file = self.files.len();
         let top = Place { line: 1, column: 1 };
         let (text, failure) = match text {
             Ok(text) => (text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned), None),
             Err(why) => (String::new(), Some(why)),
         };
+        let main = file == 0;
         let parsed = tree::parse(&text);
         self.files.push(SourceFile { name, dir: dir.to_owned(), text });
         self.trees.push(Node { place: top, kind: Kind::Null });
         if let Some(why) = failure {
-            self.problem(file, top, format!("cannot read this file: {why}"), None);
+            let help = match why.kind() {
+                io::ErrorKind::NotFound if main => Some("--config FILE names another one; `tollgate demo` runs without any".to_owned()),
+                _ => unreadable(&why).map(str::to_owned),
+            };
+            self.problem(file, top, format!("cannot read this file: {why}"), help);
             return false;
         }
         let (mut node, faults) = match parsed {
@@ -279,13 +291,12 @@ fn main_fields() -> Vec<String> {
     }
 }
 
-fn read_file(path: &Path) -> Result<String, String> {
-    let length = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
-    if length > MAX_FILE {
-        return Err("it is larger than 16 MiB".to_owned());
+fn read_file(path: &Path) -> io::Result<String> {
+    if std::fs::metadata(path)?.len() > MAX_FILE {
+        return Err(io::Error::other("it is larger than 16 MiB"));
     }
-    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-    String::from_utf8(bytes).map_err(|error| format!("it is not UTF-8 (byte {})", error.utf8_error().valid_up_to() + 1))
+    let not_text = |error: FromUtf8Error| io::Error::other(format!("it is not UTF-8 (byte {})", error.utf8_error().valid_up_to() + 1));
+    String::from_utf8(std::fs::read(path)?).map_err(not_text)
 }
 
 /// The directories whose entries decide what `pattern` matches.

@@ -1,6 +1,9 @@
 //! Problems of a configuration: what is wrong, where it is written, what would be right. All are collected, none stops the search.
 
 use std::fmt;
+use std::io;
+
+use super::Config;
 
 /// A place in the configuration: a file and a path of keys and indices in it. Line and column are found only when a problem is reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -109,6 +112,12 @@ impl Problems {
             }
         }
     }
+    /// Drops what is said of the block at `at` as a whole, if something in it could not be read: it only seems to be missing.
+    pub fn forget_damaged(&mut self, config: &Config, at: &At) {
+        if config.is_damaged(at) {
+            self.list.retain(|problem| problem.at != *at);
+        }
+    }
     /// Adds all of `other`.
     pub fn extend(&mut self, other: Problems) {
         self.list.extend(other.list);
@@ -120,6 +129,17 @@ impl Problem {
     pub fn help(&mut self, help: impl Into<String>) -> &mut Self {
         self.help = Some(help.into());
         self
+    }
+}
+
+/// What to do about a file that is not there, or that the gateway may not read.
+pub fn unreadable(error: &io::Error) -> Option<&'static str> {
+    match error.kind() {
+        io::ErrorKind::NotFound => Some("a relative path starts at the file of the configuration that it stands in"),
+        io::ErrorKind::PermissionDenied => {
+            Some("the user that the gateway runs as must be allowed to read it, and to enter its directories")
+        }
+        _ => None,
     }
 }
 

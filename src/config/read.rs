@@ -54,13 +54,22 @@ pub(super) fn read<T: for<'de> Deserialize<'de> + Default>(root: &Node, file: us
 }
 
 fn finish(state: State, file: usize, problems: &mut Problems, dropped: &mut Vec<At>) {
-    for Unknown { path, message, meant } in state.unknown.into_inner() {
+    for Unknown { path, message, help, meant } in state.unknown.into_inner() {
         if let (Some(meant), Some((_, parent))) = (meant, path.split_last()) {
             dropped.push(At { file, path: parent.to_vec(), on_key: false }.key(meant).its_key());
         }
-        problems.error(At { file, path, on_key: true }, message);
+        problems.error(At { file, path, on_key: true }, message).help = help;
     }
     dropped.extend(state.dropped.into_inner().into_iter().map(|path| At { file, path, on_key: false }));
+}
+
+/// A field that nobody knows.
+struct Unknown {
+    path: Vec<Seg>,
+    message: String,
+    help: Option<String>,
+    /// The field it seems to be meant as.
+    meant: Option<&'static str>,
 }
 
 #[derive(Default)]
@@ -71,26 +80,21 @@ struct State {
     unknown: RefCell<Vec<Unknown>>,
 }
 
-/// A field that does not exist.
-struct Unknown {
-    path: Vec<Seg>,
-    message: String,
-    /// The field it seems to be meant as.
-    meant: Option<&'static str>,
-}
-
 impl State {
     fn unknown(&self, path: Vec<Seg>, key: &str, fields: &[&'static str]) {
         let mut unknown = self.unknown.borrow_mut();
         if !unknown.iter().any(|known| known.path == path) {
-            unknown.push(Unknown { path, message: unknown_field(key, fields), meant: suggest(key, fields.iter().copied()) });
+            let (message, help) = unknown_field(key, fields);
+            unknown.push(Unknown { path, message, help, meant: suggest(key, fields.iter().copied()) });
         }
     }
 }
 
-fn unknown_field(key: &str, fields: &[&str]) -> String {
+/// What is wrong, and what is known instead where no name is near.
+fn unknown_field(key: &str, fields: &[&str]) -> (String, Option<String>) {
     let hint = did_you_mean(key, fields.iter().copied());
-    format!("unknown field \"{key}\"{hint}")
+    let known = (hint.is_empty() && !fields.is_empty()).then(|| format!("known here are {}", fields.join(", ")));
+    (format!("unknown field \"{key}\"{hint}"), known)
 }
 
 /// Why a value does not fit.
@@ -135,6 +139,12 @@ impl Failure {
             }
             Kind::Text(text) if text.contains(':') && !text.contains("://") && expected.contains("mapping") => {
                 self.help = Some("a key needs a space after its colon".to_owned());
+            }
+            Kind::Text(text) if expected == "a list" && !text.contains(['{', '}', '[', ']', '"', '\n']) => {
+                self.help = Some(format!("write [{text}], or each on a line of its own behind `- `"));
+            }
+            Kind::Map(_) if expected == "a list" => {
+                self.help = Some("write [{ … }], or each behind `- ` on a line of its own".to_owned());
             }
             Kind::Text(text) if expected == "true or false" && matches!(text.as_str(), "on" | "yes" | "off" | "no") => {
                 let right = matches!(text.as_str(), "on" | "yes");
@@ -205,7 +215,8 @@ impl serde::de::Error for Failure {
         failure
     }
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        Self { on_key: true, ..Self::new(unknown_field(field, expected)) }
+        let (message, help) = unknown_field(field, expected);
+        Self { on_key: true, help, ..Self::new(message) }
     }
     fn missing_field(field: &'static str) -> Self {
         Self { missing: Some(field), ..Self::new(format!("missing field \"{field}\"")) }
@@ -315,6 +326,15 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         match &self.node.kind {
             Kind::Bool(false) => visitor.visit_none(),
             Kind::Text(text) | Kind::Expanded(text) if text == "off" || text == "false" => visitor.visit_none(),
+            Kind::Text(text) if matches!(text.as_str(), "no" | "none" | "disabled" | "never") => {
+                let path = self.path.clone();
+                visitor.visit_some(self).map_err(|mut failure: Failure| {
+                    if failure.path.as_ref().is_none_or(|place| *place == path) {
+                        failure.help = Some("write `off` to switch it off".to_owned());
+                    }
+                    failure
+                })
+            }
             _ => visitor.visit_some(self),
         }
     }

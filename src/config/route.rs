@@ -98,6 +98,8 @@ pub struct Route {
 /// Which requests a route takes; all given conditions must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Match {
+    /// `http` or `https`, as the client sees it.
+    pub scheme: Option<Scheme>,
     /// Exact, or `*.example.com` (any depth).
     pub host: Option<String>,
     /// Methods; omitted is any.
@@ -114,6 +116,16 @@ pub struct Match {
     pub query: BTreeMap<String, String>,
     /// The short form as written, if it was used: keys then do not exist in the file.
     pub short: Option<String>,
+}
+
+/// How the client came: in clear text or over TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// Clear text.
+    Http,
+    /// TLS.
+    Https,
 }
 
 /// Changes to what is sent upstream. At most one of `path`, `strip_prefix`, `regex`.

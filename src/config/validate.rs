@@ -45,6 +45,11 @@ fn listeners(config: &Config, problems: &mut Problems) {
         if let Some(address) = socket_address(&listener.address, &at.key("address"), problems) {
             if address.port() != 0 && known.contains(&address) {
                 problems.error(at.key("address"), format!("two listeners have the address {address}")).help("remove one of them");
+            } else if let Some(other) = known.iter().find(|other| overlap(**other, address)) {
+                let (all, one) = if address.ip().is_unspecified() { (address, *other) } else { (*other, address) };
+                problems
+                    .error(at.key("address"), format!("{all} listens on every address, so {one} would be in use already"))
+                    .help("remove the narrower one, or give one of them another port");
             }
             known.push(address);
         }
@@ -68,6 +73,12 @@ fn one_listener(listener: &Listener, at: &At, config: &Config, problems: &mut Pr
             .error(at.key("client_auth"), "`client_auth` is only possible with `client_ca`")
             .help("add client_ca, or remove client_auth");
     }
+}
+
+/// Whether one of them is every address of the machine, and the other one of these at the same port.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let (any, same_family) = (a.ip().is_unspecified() || b.ip().is_unspecified(), a.is_ipv4() == b.is_ipv4());
+    a != b && a.port() == b.port() && a.port() != 0 && any && same_family
 }
 
 /// Reads `IP:PORT`.

@@ -313,6 +313,12 @@ async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, mut head: request::P
     if let Err(refusal) = check(ex, cx, &mut head) {
         return (Err(refusal), Scope::Bare);
     }
+    // HTTP/2 has no `Host` field.
+    if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut())
+        && entry.host.is_none()
+    {
+        entry.host.clone_from(&ex.host.authority);
+    }
     if ex.method == Method::OPTIONS && head.uri.path() == "*" {
         let mut answer = Answer::no_content();
         answer.parts.headers.insert(ALLOW, ALL_METHODS);
@@ -353,7 +359,8 @@ fn find<'a>(
     preflight: Option<&Method>,
 ) -> Result<&'a RouteHandle, Box<Refusal>> {
     let snapshot = cx.snapshot;
-    let query = |method| Query { host: ex.host.name(), path: ex.target.path(), query: ex.target.query(), method, headers };
+    let (host, path, query) = (ex.host.name(), ex.target.path(), ex.target.query());
+    let query = |method| Query { scheme: ex.scheme, host, path, query, method, headers };
     if let Some(asked) = preflight
         && let Outcome::Found { route, params } = snapshot.router.find(&query(asked))
         && let Some(found) = snapshot.routes.get(route).filter(|route| route.cors.is_some())

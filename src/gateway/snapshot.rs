@@ -318,7 +318,11 @@ impl Compiler<'_> {
                 .map(Arc::new);
             let make_pool = self.shared.pool_maker(name, written, tls.clone());
             let state = self.shared.upstream_state(name);
-            if let Some(upstream) = Upstream::compile(name, written, state, make_pool, self.problems) {
+            let mut found = Problems::default();
+            let upstream = Upstream::compile(name, written, state, make_pool, &mut found);
+            found.forget_damaged(config, &written.at);
+            self.problems.extend_new(found);
+            if let Some(upstream) = upstream {
                 handles.insert(name.clone(), UpstreamHandle { upstream, metrics: self.shared.metrics.upstream(name), tls });
             }
         }
@@ -326,7 +330,13 @@ impl Compiler<'_> {
     }
 
     fn authenticators(&mut self, config: &Config) -> Authenticators {
-        Authenticators::compile(&config.authenticators, &self.shared.auth, self.base, self.problems)
+        let mut found = Problems::default();
+        let authenticators = Authenticators::compile(&config.authenticators, &self.shared.auth, self.base, &mut found);
+        for authenticator in config.authenticators.values() {
+            found.forget_damaged(config, &authenticator.at);
+        }
+        self.problems.extend_new(found);
+        authenticators
     }
 
     fn stores(&mut self, config: &Config) -> Stores {

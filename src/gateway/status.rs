@@ -103,6 +103,9 @@ pub struct RouteStatus {
     pub name: String,
     /// Priority.
     pub priority: i64,
+    /// Scheme it is limited to; left out for both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<crate::config::route::Scheme>,
     /// Host it is limited to.
     pub host: Option<String>,
     /// Methods it is limited to.
@@ -201,6 +204,18 @@ pub struct EndpointStatus {
     pub ejected_until: Option<String>,
     /// The last health check; all `null` if there was none.
     pub last_check: CheckStatus,
+    /// Why a request could last not connect to it; left out if all could.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_connect_error: Option<ConnectErrorStatus>,
+}
+
+/// A failure to connect.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ConnectErrorStatus {
+    /// When.
+    pub at: String,
+    /// What, as `TLS: invalid peer certificate: UnknownIssuer`.
+    pub error: String,
 }
 
 /// Connections to one endpoint.

@@ -19,6 +19,8 @@ pub enum Verdict {
     Path,
     /// It does not take the method.
     Method,
+    /// The scheme differs.
+    Scheme,
     /// A header field is missing.
     HeaderMissing(String),
     /// A header field has another value.
@@ -39,6 +41,7 @@ impl fmt::Display for Verdict {
             Self::Host => f.write_str("the host differs"),
             Self::Path => f.write_str("the path differs"),
             Self::Method => f.write_str("does not take the method"),
+            Self::Scheme => f.write_str("the scheme differs"),
             Self::HeaderMissing(name) => write!(f, "header `{name}` is missing"),
             Self::HeaderDiffers(name) => write!(f, "header `{name}` has another value"),
             Self::QueryMissing(name) => write!(f, "query parameter `{name}` is missing"),
@@ -59,6 +62,9 @@ pub(super) fn verdict(index: usize, rule: Option<&Rule>, winner: Option<(usize, 
     }
     if rule.methods.class(query.method).is_none() {
         return Verdict::Method;
+    }
+    if rule.scheme.is_some_and(|scheme| scheme != query.scheme) {
+        return Verdict::Scheme;
     }
     let headers = rule.headers.iter().find_map(|condition| {
         let name = condition.name.to_string();
@@ -85,7 +91,8 @@ pub(super) fn verdict(index: usize, rule: Option<&Rule>, winner: Option<(usize, 
 
 /// The first criterion in which two rules that both fit differ.
 fn criterion(winner: &Rule, other: &Rule, query: &Query<'_>) -> &'static str {
-    let ([winner_headers, winner_query], [headers, query_conditions]) = (winner.condition_counts(), other.condition_counts());
+    let ([winner_scheme, winner_headers, winner_query], [scheme, headers, query_conditions]) =
+        (winner.condition_counts(), other.condition_counts());
     if winner.priority != other.priority {
         "priority"
     } else if winner.host.rank() != other.host.rank() {
@@ -94,6 +101,8 @@ fn criterion(winner: &Rule, other: &Rule, query: &Query<'_>) -> &'static str {
         "path"
     } else if winner.methods.class(query.method) != other.methods.class(query.method) {
         "method"
+    } else if winner_scheme != scheme {
+        "scheme"
     } else if winner_headers != headers {
         "header conditions"
     } else if winner_query != query_conditions {

@@ -19,7 +19,7 @@ pub use explain::Verdict;
 pub use path::BUILT_IN_NAMES;
 
 use crate::config::{Problems, resolve};
-use crate::http::Params;
+use crate::http::{Params, Scheme};
 use methods::Allow;
 use rule::{Host, Rule};
 use tree::{Map, Node};
@@ -27,6 +27,8 @@ use tree::{Map, Node};
 /// What of a request decides its route.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
+    /// `http` or `https`, as the client sees it.
+    pub scheme: Scheme,
     /// [`crate::http::Host::name`]; empty if the client named none.
     pub host: &'a str,
     /// The canonical path.

@@ -8,9 +8,9 @@ use http::{HeaderMap, HeaderName};
 use super::Query;
 use super::methods::Methods;
 use super::path::{Path, Wrong};
-use crate::config::{At, Problems, resolve};
-use crate::http::Params;
+use crate::config::{At, Problems, resolve, route};
 use crate::http::target::{canonical_host, query_value};
+use crate::http::{Params, Scheme};
 
 /// Which hosts a route takes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -61,6 +61,7 @@ pub(super) enum Miss {
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
     pub(super) priority: i32,
+    pub(super) scheme: Option<Scheme>,
     pub(super) host: Host,
     pub(super) path: Path,
     pub(super) methods: Methods,
@@ -109,12 +110,17 @@ impl Rule {
         let query = compile_conditions(&matcher.query, &at("query"), problems, |name| Ok(name.to_owned()));
         let (path, host, methods, headers, query) = (path?, host?, methods?, headers?, query?);
         let has_params = path.regex.is_some() || path.steps.iter().any(|step| matches!(step.rank(), 1 | 3));
-        Some(Self { priority: route.priority, host, path, methods, headers, query, cors: route.cors.is_some(), has_params })
+        let scheme = matcher.scheme.map(|written| match written {
+            route::Scheme::Http => Scheme::Http,
+            route::Scheme::Https => Scheme::Https,
+        });
+        Some(Self { priority: route.priority, scheme, host, path, methods, headers, query, cors: route.cors.is_some(), has_params })
     }
 
-    /// Whether all header and query conditions hold.
+    /// Whether the scheme and all header and query conditions hold.
     pub(super) fn fits_conditions(&self, query: &Query<'_>) -> bool {
-        self.headers.iter().all(|condition| header_miss(condition, query.headers).is_none())
+        self.scheme.is_none_or(|scheme| scheme == query.scheme)
+            && self.headers.iter().all(|condition| header_miss(condition, query.headers).is_none())
             && self.query.iter().all(|condition| query_miss(condition, query.query).is_none())
     }
 
@@ -128,11 +134,12 @@ impl Rule {
         if self.has_params { self.path.params(path) } else { Params::default() }
     }
 
-    /// Numbers of conditions and of exact ones: on headers, then on the query.
-    pub(super) fn condition_counts(&self) -> [(usize, usize); 2] {
+    /// Numbers of conditions and of exact ones: on the scheme, then on headers, then on the query.
+    pub(super) fn condition_counts(&self) -> [(usize, usize); 3] {
+        let scheme = usize::from(self.scheme.is_some());
         let headers = self.headers.iter().filter(|condition| condition.value.is_some()).count();
         let query = self.query.iter().filter(|condition| condition.value.is_some()).count();
-        [(self.headers.len(), headers), (self.query.len(), query)]
+        [(scheme, scheme), (self.headers.len(), headers), (self.query.len(), query)]
     }
 
     /// Precedence as far as it does not depend on the request; what comes first wins.

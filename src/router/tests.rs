@@ -5,8 +5,9 @@ mod against_naive;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::{Outcome, Query, Router, Verdict};
-use crate::config::route::{Cors, Match, Respond};
+use crate::config::route::{self, Cors, Match, Respond};
 use crate::config::{At, Problems, resolve};
+use crate::http::Scheme;
 
 fn route(name: &str, matcher: Match, priority: i32) -> resolve::Route {
     resolve::Route {
@@ -67,13 +68,14 @@ fn message(matcher: Match) -> String {
     compile(&[matcher]).1.list().iter().map(|problem| problem.message.clone()).collect::<Vec<_>>().join("\n")
 }
 
-/// `METHOD HOST/path?query`.
+/// `METHOD [https://]HOST/path?query`.
 fn find(router: &Router, request: &str, headers: &HeaderMap) -> Outcome {
     let (method, target) = request.split_once(' ').unwrap();
+    let (scheme, target) = target.strip_prefix("https://").map_or((Scheme::Http, target), |target| (Scheme::Https, target));
     let (host, rest) = target.split_at(target.find('/').unwrap());
     let (path, query) = rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)));
     let method = Method::from_bytes(method.as_bytes()).unwrap();
-    router.find(&Query { host, path, query, method: &method, headers })
+    router.find(&Query { scheme, host, path, query, method: &method, headers })
 }
 
 fn found(router: &Router, request: &str) -> Option<usize> {
@@ -95,6 +97,32 @@ fn params(router: &Router, path: &str) -> Vec<(String, String)> {
         Outcome::Found { params, .. } => params.names().map(|name| (name.to_owned(), params.raw(name, path).unwrap().to_owned())).collect(),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn a_scheme_is_a_condition_that_counts_before_headers() {
+    let scheme = |text: &str, scheme| Match { scheme: Some(scheme), ..matcher(text) };
+    let (router, problems) = compile(&[
+        matcher("/*"),
+        scheme("/*", route::Scheme::Http),
+        with("/*", &[("x-a", "1")], &[]),
+        scheme("/a", route::Scheme::Https),
+        scheme("/*", route::Scheme::Https),
+    ]);
+    assert!(problems.list().is_empty(), "different schemes never meet: {problems:?}");
+    for (request, route) in [("GET h/x", 1), ("GET https://h/x", 4), ("GET h/a", 1), ("GET https://h/a", 3)] {
+        assert_eq!(found(&router, request), Some(route), "{request}");
+    }
+    let headers = HeaderMap::from_iter([(HeaderName::from_static("x-a"), HeaderValue::from_static("1"))]);
+    assert!(matches!(find(&router, "GET h/x", &headers), Outcome::Found { route: 1, .. }));
+    let query = Query { scheme: Scheme::Http, host: "h", path: "/a", query: None, method: &Method::GET, headers: &headers };
+    let verdicts = router.explain(&query);
+    let verdict = |route| verdicts.iter().find(|(index, _)| *index == route).unwrap().1.to_string();
+    assert_eq!(verdict(3), "the scheme differs");
+    assert_eq!(verdict(2), "fits, but the winner comes first by scheme");
+    let only = compile(&[scheme("POST /a", route::Scheme::Https)]).0;
+    assert_eq!((allow(&only, "GET https://h/a").as_deref(), allow(&only, "GET h/a")), (Some("POST"), None));
+    assert_eq!(compile(&[scheme("/a", route::Scheme::Http), scheme("/a", route::Scheme::Http)]).1.list().len(), 2, "a tie");
 }
 
 #[test]
@@ -344,7 +372,7 @@ fn explain_says_why_each_route_lost() {
         matcher("/b"),
     ]);
     let headers = HeaderMap::from_iter([(HeaderName::from_static("x-a"), HeaderValue::from_static("2"))]);
-    let query = Query { host: "h", path: "/a", query: None, method: &Method::GET, headers: &headers };
+    let query = Query { scheme: Scheme::Http, host: "h", path: "/a", query: None, method: &Method::GET, headers: &headers };
     let mut verdicts = router.explain(&query);
     assert_eq!(verdicts.iter().map(|(route, _)| *route).collect::<Vec<_>>(), router.precedence());
     verdicts.sort_by_key(|(route, _)| *route);

@@ -64,6 +64,7 @@ fn is_tie(a: &Rule, b: &Rule) -> bool {
     literals_meet(a, b)
         && a.methods.tie_with(&b.methods)
         && a.condition_counts() == b.condition_counts()
+        && a.scheme == b.scheme
         && !exclude::<HeaderName>(&a.headers, &b.headers)
         && !exclude::<String>(&a.query, &b.query)
         && match (&a.path.regex, &b.path.regex) {

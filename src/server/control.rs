@@ -1,5 +1,6 @@
 //! What the admin listener shows of a running server.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use crate::admin::Control;
 use crate::config::At;
+use crate::config::dump::hide;
 use crate::config::route::Match;
 use crate::config::{effective_json, resolve};
 use crate::gateway::status::{
-    BreakerStatus, CheckStatus, ConfigStatus, ConnectionStatus, EndpointStatus, Info, LastReload, ListenerStatus, LookupStatus, Ready,
-    ReloadOutcome, RouteStatus, TargetStatus, UpstreamStatus,
+    BreakerStatus, CheckStatus, ConfigStatus, ConnectErrorStatus, ConnectionStatus, EndpointStatus, Info, LastReload, ListenerStatus,
+    LookupStatus, Ready, ReloadOutcome, RouteStatus, TargetStatus, UpstreamStatus,
 };
 use crate::server::apply::{Core, is_draining, lock};
 use crate::telemetry::time::rfc3339;
@@ -69,9 +71,10 @@ impl Control for Status {
     fn routes(&self) -> Vec<RouteStatus> {
         let snapshot = self.0.snapshot();
         let precedence = snapshot.router.precedence();
+        let secrets = &snapshot.source.substituted;
         precedence
             .into_iter()
-            .filter_map(|index| Some(route_status(snapshot.resolved.get(index)?, snapshot.source.places.get(index)?)))
+            .filter_map(|index| Some(route_status(snapshot.resolved.get(index)?, snapshot.source.places.get(index)?, secrets)))
             .collect()
     }
 
@@ -108,18 +111,21 @@ impl Control for Status {
     }
 }
 
-fn route_status(route: &resolve::Route, place: &str) -> RouteStatus {
+fn route_status(route: &resolve::Route, place: &str, secrets: &[String]) -> RouteStatus {
     let matcher = &route.matcher;
+    let hidden =
+        |conditions: &BTreeMap<String, String>| conditions.iter().map(|(name, value)| (name.clone(), hide(value, secrets))).collect();
     let (kind, path) = kind_and_path(matcher);
     RouteStatus {
         name: route.name.clone(),
         priority: i64::from(route.priority),
+        scheme: matcher.scheme,
         host: matcher.host.clone(),
         methods: matcher.methods.clone().unwrap_or_default(),
         kind,
         path,
-        headers: matcher.headers.clone(),
-        query: matcher.query.clone(),
+        headers: hidden(&matcher.headers),
+        query: hidden(&matcher.query),
         target: target_status(&route.target),
         auth: route.auth.as_ref().map(|(auth, _)| auth.any.clone()).unwrap_or_default(),
         timeout: route.timeout.map(|timeout| units::Duration(timeout).to_string()),
@@ -179,6 +185,9 @@ fn upstream_status(upstream: crate::upstream::UpstreamSnapshot) -> UpstreamStatu
             why: endpoint.why,
             ejections: endpoint.endpoint.pool.metrics().ejections(),
             ejected_until: endpoint.ejected_until.map(rfc3339),
+            last_connect_error: endpoint
+                .last_connect_error
+                .and_then(|failed| Some(ConnectErrorStatus { at: rfc3339(failed.at), error: failed.error?.to_string() })),
             last_check: CheckStatus {
                 at: check.as_ref().map(|check| rfc3339(check.at)),
                 ok: check.as_ref().map(|check| check.ok),

@@ -130,6 +130,11 @@ pub fn endpoint_health(upstream: &str, endpoint: &str, healthy: bool, error: Opt
     }
 }
 
+/// Requests cannot connect to an endpoint. Told now and then, not for each.
+pub fn endpoint_unreached(upstream: &str, endpoint: &str, error: &str) {
+    warn!(upstream, endpoint, error, "cannot connect to this endpoint");
+}
+
 /// Outlier detection took an endpoint out.
 pub fn endpoint_ejected(upstream: &str, endpoint: &str, duration: std::time::Duration) {
     warn!(upstream, endpoint, duration_ms = millis(duration), "endpoint ejected");

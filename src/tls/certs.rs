@@ -6,12 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustls::RootCertStore;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, RootCertStore};
 
 use super::{PROVIDER, x509};
+use crate::config::problem::unreadable;
 
 /// Larger files are refused: a bundle of all public authorities is a quarter of this.
 const MAX_FILE: u64 = 1 << 20;
@@ -76,8 +77,8 @@ pub fn load_pair(certificate: &Path, key: &Path) -> Result<Pair, Vec<Wrong>> {
         }]),
         Err(rustls::Error::InvalidCertificate(error)) => Err(vec![Wrong {
             part: Part::Certificate,
-            message: format!("the certificate cannot be used: {error}"),
-            help: "give an X.509 version 3 certificate",
+            message: format!("the certificate cannot be used: {}", certificate_words(&error)),
+            help: "give an X.509 version 3 certificate: `openssl x509 -req` makes version 1 ones without -extfile",
         }]),
         Err(error) => Err(vec![Wrong {
             part: Part::Key,
@@ -85,6 +86,12 @@ pub fn load_pair(certificate: &Path, key: &Path) -> Result<Pair, Vec<Wrong>> {
             help: "RSA (2048 to 8192 bits), ECDSA (P-256, P-384, P-521) and Ed25519 keys are supported",
         }]),
     }
+}
+
+/// rustls has the commonest cause only as the name of a type within others.
+fn certificate_words(error: &CertificateError) -> String {
+    let text = error.to_string();
+    if text.contains("UnsupportedCertVersion") { "it is of an old version of X.509".to_owned() } else { text }
 }
 
 /// Reads a PEM file of authorities.
@@ -126,7 +133,10 @@ pub fn unix_now() -> i64 {
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Wrong> {
     let wrong =
         |message: String| Wrong { part: Part::Certificate, message, help: "give a PEM file: -----BEGIN CERTIFICATE----- and so on" };
-    let text = read(path).map_err(|error| wrong(format!("the certificate file cannot be read: {error}")))?;
+    let text = read(path).map_err(|error| {
+        let unread = wrong(format!("the certificate file cannot be read: {error}"));
+        Wrong { help: unreadable(&error).unwrap_or(unread.help), ..unread }
+    })?;
     let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
         .map_err(|error| wrong(format!("the certificate file is not valid PEM: {}", pem_words(&error))))?;
@@ -150,7 +160,7 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Wrong>
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Wrong> {
     let wrong = |message: String, help| Wrong { part: Part::Key, message, help };
     let plain = "give a PEM file: -----BEGIN PRIVATE KEY----- and so on";
-    let text = read(path).map_err(|error| wrong(format!("the key file cannot be read: {error}"), plain))?;
+    let text = read(path).map_err(|error| wrong(format!("the key file cannot be read: {error}"), unreadable(&error).unwrap_or(plain)))?;
     match PrivateKeyDer::from_pem_slice(&text) {
         Ok(key) => Ok(key),
         Err(pem::Error::NoItemsFound) if is_encrypted(&text) => Err(wrong(

@@ -12,6 +12,7 @@ use crate::error::Reason;
 use crate::health::breaker::Verdict;
 use crate::http::body::RequestBody;
 use crate::http::h1::{Lines, ResponseHead};
+use crate::telemetry::events;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::attempt::{Attempt, FailKind};
 use crate::upstream::body::{Source, UpstreamBody};
@@ -395,7 +396,9 @@ async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, p
                 return Ok(lease);
             }
             Ok(Some(Err(error))) => {
-                tracing::debug!(endpoint = &*endpoint.id, %error, "no connection");
+                if let Some(error) = endpoint.state.unreached.note(&error, Instant::now()) {
+                    events::endpoint_unreached(&endpoint.upstream_state().name, &endpoint.id, &error);
+                }
                 return Err(Failure::of_connect(&error));
             }
             // Another request was faster to the last free place.

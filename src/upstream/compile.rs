@@ -104,10 +104,10 @@ fn read_endpoints(config: &config::Upstream, problems: &mut Problems) -> Vec<End
     for (index, written) in config.endpoints.iter().enumerate() {
         let at = list.index(index);
         if written.weight > MOST_WEIGHT {
-            problems.error(at.clone(), format!("a weight of {} is out of range", written.weight)).help("write 0 to 1000");
+            problems.error(at.key("weight"), format!("a weight of {} is out of range", written.weight)).help("write 0 to 1000");
         } else if written.weight != 1 && !has_weights {
             problems
-                .error(at.clone(), format!("this `balance` has no weights, so a weight of {} would do nothing", written.weight))
+                .error(at.key("weight"), format!("this `balance` has no weights, so a weight of {} would do nothing", written.weight))
                 .help("use balance: weighted, least_requests or consistent_hash");
         }
         let Some(spec) = EndpointSpec::parse(&written.url, written.weight, &at, problems) else {

@@ -15,6 +15,7 @@ use http::HeaderValue;
 use super::pool::EndpointPool;
 use super::restart::Reach;
 use super::state::UpstreamState;
+use super::unreached::Unreached;
 use super::{Links, Upstream};
 use crate::balance::clock;
 use crate::balance::ewma::Ewma;
@@ -242,6 +243,8 @@ pub struct EndpointState {
     pub(super) row: Row,
     /// Whether it takes connections.
     pub(super) reach: Reach,
+    /// Why it last took none.
+    pub(super) unreached: Unreached,
     verdict: AtomicU8,
     /// Whether observers were last told that it is available: 0 never told, 1 no, 2 yes.
     pub(super) told: AtomicU8,
@@ -265,6 +268,7 @@ impl EndpointState {
             ewma: Ewma::starting_at(ewma, now),
             row: Row::default(),
             reach: Reach::default(),
+            unreached: Unreached::default(),
             verdict: AtomicU8::new(Verdict::Unchecked as u8),
             told: AtomicU8::new(0),
             since: AtomicU64::new(added.map_or(0, clock::nanos)),

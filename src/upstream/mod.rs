@@ -31,6 +31,7 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 pub mod tunnel;
+mod unreached;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -49,6 +50,7 @@ pub use status::UpstreamSnapshot;
 
 use crate::balance::{Ask, Candidates, Strategy};
 use crate::config::upstream as config;
+use crate::health::active::Verdict as Checked;
 use crate::health::breaker::Verdict;
 use crate::health::outlier;
 use crate::units::Selector;
@@ -278,9 +280,20 @@ impl Upstream {
                 self.state.observer.available_changed(&self.name, &endpoint.id, available);
             }
         }
-        if !told(&self.state.told_panic, set.panic) {
+        // Before the first look-ups and checks nothing is known: all endpoints are used, but that is no emergency.
+        let known = set.members.iter().all(|endpoint| self.is_known(endpoint));
+        if (known || !set.panic) && !told(&self.state.told_panic, set.panic) {
             self.state.observer.panic_changed(&self.name, set.panic);
         }
+    }
+
+    /// Whether its name has been looked up, and its first check has ended.
+    fn is_known(&self, endpoint: &Endpoint) -> bool {
+        let found = match &endpoint.address {
+            Address::Tcp { host, .. } => endpoint.is_resolved() || self.lock_lookups().get(host).is_some_and(|last| !last.ok),
+            Address::Unix(_) => true,
+        };
+        found && (self.rules.health.is_none() || endpoint.state.verdict() != Checked::Unchecked)
     }
 
     /// Counts a failed attempt and ejects the endpoint if it was one too many.
@@ -317,7 +330,7 @@ impl Rules {
     }
 
     fn is_healthy(&self, endpoint: &Endpoint) -> bool {
-        self.health.is_none() || endpoint.state.verdict() == crate::health::active::Verdict::Healthy
+        self.health.is_none() || endpoint.state.verdict() == Checked::Healthy
     }
 
     /// Its factor of slow start, 0.1 to 1.0.

@@ -52,6 +52,8 @@ pub struct EndpointSnapshot {
     pub ejected_until: Option<SystemTime>,
     /// Its last active check.
     pub last_check: Option<LastCheck>,
+    /// Why a request could last not connect to it.
+    pub last_connect_error: Option<LastCheck>,
 }
 
 impl Upstream {
@@ -117,6 +119,7 @@ impl Upstream {
             consecutive_errors: state.consecutive_errors(now),
             why: self.why(endpoint, set, now),
             ejected_until: ejected.map(|until| SystemTime::now() + until.saturating_duration_since(now)),
+            last_connect_error: state.unreached.last(),
             last_check: self.rules.health.as_ref().and_then(|_| state.last_check()),
             endpoint: endpoint.clone(),
         }

@@ -131,6 +131,23 @@ fn unchecked_endpoints_are_used_in_panic_only() {
 }
 
 #[test]
+fn panic_is_told_once_all_are_checked() {
+    let (log, now) = (Arc::new(Log::default()), Instant::now());
+    let config = config::Upstream { health: Some(Health { path: Some("/".to_owned()), ..Health::default() }), ..four() };
+    let upstream = compile_with(&config, &UpstreamState::new("users", log.clone()));
+    upstream.state().serve(upstream.snapshot);
+    upstream.refresh(now);
+    for index in 0..3 {
+        mark(&upstream, index, false, now);
+        upstream.refresh(now);
+    }
+    assert!(upstream.status(now).panic && !log.has("panic true"), "the start is no emergency");
+    mark(&upstream, 3, false, now);
+    upstream.refresh(now);
+    assert!(log.has("panic true"));
+}
+
+#[test]
 fn checks_need_rows_and_survive_a_reload() {
     let now = Instant::now();
     let config = config::Upstream { health: Some(Health { path: Some("/".to_owned()), ..Health::default() }), ..four() };

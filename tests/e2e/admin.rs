@@ -109,6 +109,21 @@ fn secrets_are_shown_nowhere() {
 }
 
 #[test]
+fn a_value_from_a_file_is_hidden_in_conditions_too() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("word"), "TOPSECRETpreview\n").unwrap();
+    let yaml = "
+        routes:
+          - match: { prefix: /, headers: { x-preview: '${file:word}' }, query: { v: '2' } }
+            respond: { body: preview }
+    ";
+    let gateway = Gateway::in_dir(dir, yaml, &[]);
+    assert_eq!(gateway.request("GET", "/?v=2", &[("x-preview", "TOPSECRETpreview")], "").text(), "preview");
+    let route = gateway.admin_get("/routes").json()["routes"][0].clone();
+    assert_eq!((&route["headers"]["x-preview"], &route["query"]["v"]), (&"***".into(), &"2".into()));
+}
+
+#[test]
 fn the_effective_configuration_has_its_defaults_filled_in() {
     let upstream = Upstream::echo();
     let gateway = Gateway::to(upstream.address, "timeout: 5s");

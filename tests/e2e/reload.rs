@@ -256,5 +256,10 @@ fn a_file_is_watched_and_a_typo_in_it_costs_nothing() {
     write("routes: [{ match: /*, respnd: {} }]");
     write(&answering("two"));
     eventually("the new file serves", || (Raw::connect(address).ask(get("/")).text() == "two").then_some(()));
+    // Cut short, as by a full disk.
+    std::fs::write(&path, "").unwrap();
+    let ReloadOutcome::Failed { errors } = server.reload() else { panic!("an empty file was taken") };
+    assert!(errors[0].message.contains("no configuration"), "{errors:?}");
+    assert_eq!(Raw::connect(address).ask(get("/")).text(), "two");
     server.shutdown();
 }

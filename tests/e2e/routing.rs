@@ -238,6 +238,29 @@ fn respond_and_redirect_answer_as_written() {
 }
 
 #[test]
+fn clear_text_is_sent_to_tls_on_the_same_host() {
+    let yaml = "
+        server: { trusted_proxies: [127.0.0.1] }
+        routes:
+          - { name: to-https, priority: 1, match: { scheme: http, prefix: / }, redirect: { to: 'https://{host}{path}', status: 308 } }
+          - { name: acme, priority: 2, match: { scheme: http, prefix: /.well-known/acme-challenge }, respond: { body: token } }
+          - { match: /admin/*, respond: { body: admin } }
+          - { match: /*, respond: { body: site } }
+    ";
+    let gateway = Gateway::new(yaml, &[]);
+    let ask = |path, headers: &[(&str, &str)]| gateway.request("GET", path, &[&[("host", "a.test:8080")], headers].concat(), "");
+    let moved = ask("/admin/x?y=1", &[]);
+    assert_eq!((moved.status, moved.header("location")), (308, Some("https://a.test/admin/x?y=1")));
+    assert_eq!(ask("/.well-known/acme-challenge/1", &[]).text(), "token");
+    // A trusted proxy in front ended TLS.
+    assert_eq!(ask("/admin/x", &[("x-forwarded-proto", "https")]).text(), "admin");
+    assert_eq!(ask("/.well-known/acme-challenge/1", &[("x-forwarded-proto", "https")]).text(), "site");
+    let routes: serde_json::Value = serde_json::from_str(&gateway.admin_get("/routes").text()).unwrap();
+    assert_eq!((&routes["routes"][0]["name"], &routes["routes"][0]["scheme"]), (&"acme".into(), &"http".into()));
+    assert_eq!(routes["routes"][3].get("scheme"), None);
+}
+
+#[test]
 fn an_absolute_target_is_routed_by_its_own_host_and_never_dialled() {
     let upstream = Upstream::echo();
     let yaml = "

@@ -77,6 +77,7 @@ fn alpn_chooses_the_protocol() {
     });
     let line = site.gateway.logged("/h2");
     assert_eq!((line["tls"].as_str(), line["scheme"].as_str()), (Some("TLSv1.3"), Some("https")));
+    assert!(line["host"].as_str().is_some_and(|host| host.starts_with("site")), "{line}");
 }
 
 #[test]
@@ -495,6 +496,15 @@ fn upstreams_over_tls_are_verified() {
     assert_eq!(gateway.get("/loose").text(), "secret");
     gateway.get("/name").refused(502, "upstream_tls_failed");
     gateway.get("/stranger").refused(502, "upstream_tls_failed");
+    // Whoever runs the gateway can see what to mend.
+    let seen = gateway.admin_get("/upstreams").json();
+    let error = |name: &str| {
+        let upstream = seen["upstreams"].as_array().unwrap().iter().find(|upstream| upstream["name"] == name).unwrap();
+        upstream["endpoints"][0]["last_connect_error"]["error"].as_str().map(str::to_owned)
+    };
+    assert!(error("name").is_some_and(|error| error.starts_with("TLS: ") && error.contains("down.test")), "{seen}");
+    assert!(error("stranger").is_some_and(|error| error.starts_with("TLS: invalid peer certificate")), "{seen}");
+    assert_eq!(error("good"), None);
 }
 
 #[test]

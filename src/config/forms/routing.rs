@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::{Form, deserialize_form, elements, form_schema, mapping};
 use crate::config::auth::AuthRule;
-use crate::config::route::{Branch, Match, RetryOn, Selectors, Split};
+use crate::config::route::{Branch, Match, RetryOn, Scheme, Selectors, Split};
 use crate::units::Selector;
 
 deserialize_form!(Match AuthRule Split Selectors RetryOn Words);
@@ -17,6 +17,9 @@ deserialize_form!(Match AuthRule Split Selectors RetryOn Words);
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename = "Match", deny_unknown_fields)]
 struct LongMatch {
+    /// `http` or `https`: how the client came, to the gateway or to a trusted proxy before it. Omitted is both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scheme: Option<Scheme>,
     /// Exact, or `*.example.com` (any depth); omitted is any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     host: Option<String>,
@@ -72,16 +75,16 @@ impl<'de> Form<'de> for Match {
     }
     fn map<A: MapAccess<'de>>(map: A) -> Option<Result<Self, A::Error>> {
         Some(mapping::<LongMatch, A>(map).map(|long| {
-            let LongMatch { host, methods, path, prefix, regex, headers, query } = long;
-            Self { host, methods, path, prefix, regex, headers, query, short: None }
+            let LongMatch { scheme, host, methods, path, prefix, regex, headers, query } = long;
+            Self { scheme, host, methods, path, prefix, regex, headers, query, short: None }
         }))
     }
 }
 
 impl Serialize for Match {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { host, methods, path, prefix, regex, headers, query, short: _ } = self.clone();
-        LongMatch { host, methods, path, prefix, regex, headers, query }.serialize(serializer)
+        let Self { scheme, host, methods, path, prefix, regex, headers, query, short: _ } = self.clone();
+        LongMatch { scheme, host, methods, path, prefix, regex, headers, query }.serialize(serializer)
     }
 }
 form_schema!(Match, "Match", |generator| {

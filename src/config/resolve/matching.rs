@@ -32,7 +32,15 @@ impl Conditions {
                 .help("use path or prefix, or move the route out of the group");
         }
         let methods = own.methods.clone().or_else(|| outer.methods.clone());
+        if let (Some(group), Some(scheme)) = (outer.scheme, own.scheme)
+            && group != scheme
+        {
+            problems
+                .error(at.key("scheme"), "the group has the other scheme: this route can never match")
+                .help("leave `scheme` out here, or move the route out of the group");
+        }
         let matcher = Match {
+            scheme: own.scheme.or(outer.scheme),
             host: own.host.clone().or_else(|| outer.host.clone()),
             methods,
             path: own.path.as_ref().map(|path| format!("{prefix}{path}")),
@@ -61,10 +69,22 @@ impl Conditions {
         let own = &route.matcher;
         let kinds = [&own.path, &own.prefix, &own.regex].into_iter().flatten().count();
         let at = route.at.key("match");
+        warn_of_colons(own, &at, problems);
         if kinds > 1 {
             problems.error(at, "exactly one of path, prefix and regex is allowed").help("keep one of them");
         } else if kinds == 0 && !config.has_lost(&at, &["path", "prefix", "regex"]) {
             problems.error(at, "this route matches no path: one of path, prefix or regex is needed").help("prefix: / takes every path");
+        }
+    }
+}
+
+/// `:id` is how other routers write a parameter; here it would match nothing but itself.
+fn warn_of_colons(own: &Match, at: &At, problems: &mut Problems) {
+    for (key, text) in [("path", &own.path), ("prefix", &own.prefix)] {
+        let Some(name) = text.iter().flat_map(|text| text.split('/')).find_map(|segment| segment.strip_prefix(':')) else { continue };
+        if !name.is_empty() {
+            let at = if own.short.is_some() { at.clone() } else { at.key(key) };
+            problems.warn(at, format!("`:{name}` takes only itself")).help(format!("write {{{name}}} for a segment of any value"));
         }
     }
 }

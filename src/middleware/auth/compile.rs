@@ -20,7 +20,7 @@ use super::keys::{self, KeySet};
 use super::place::Place;
 use super::{Authenticator, Authenticators, Kind, Registry};
 use crate::config::auth as config;
-use crate::config::problem::Severity;
+use crate::config::problem::{Severity, unreadable};
 use crate::config::{At, Problems};
 
 /// Longest file of keys or users that is read.
@@ -153,7 +153,8 @@ impl Build<'_> {
                 Some(content)
             }
             Err(error) => {
-                self.problems.error(at.clone(), format!("cannot read `{name}`: {error}"));
+                let problem = self.problems.error(at.clone(), format!("cannot read `{name}`: {error}"));
+                problem.help = unreadable(&error).map(str::to_owned);
                 None
             }
         }

@@ -9,11 +9,13 @@ use proptest::prelude::*;
 
 use super::route;
 use crate::config::route::Match;
-use crate::config::{Problems, resolve};
+use crate::config::{Problems, resolve, route as written};
+use crate::http::Scheme;
 use crate::router::{Outcome, Query, Router, Verdict};
 
 #[derive(Clone, Debug)]
 struct Request {
+    scheme: Scheme,
     method: String,
     host: String,
     path: String,
@@ -47,10 +49,12 @@ fn pattern() -> impl Strategy<Value = Match> {
 fn generated_route() -> impl Strategy<Value = resolve::Route> {
     let hosts = proptest::option::weighted(0.5, pick(&["x.org", "a.x.org", "*.x.org", "*.a.x.org", "*.org"]));
     let methods = proptest::option::weighted(0.5, proptest::collection::vec(pick(&["GET", "HEAD", "POST"]), 1..3));
+    let schemes = proptest::option::weighted(0.2, proptest::sample::select(vec![written::Scheme::Http, written::Scheme::Https]));
     let conditions = || proptest::collection::btree_map(pick(&["k", "l"]), pick(&["*", "1", "2"]), 0..2);
-    (pattern(), hosts, methods, conditions(), conditions(), prop_oneof![8 => Just(0), 1 => Just(1)]).prop_map(
-        |(matcher, host, methods, headers, query, priority)| route("r", Match { host, methods, headers, query, ..matcher }, priority),
-    )
+    let rest = (schemes, conditions(), conditions(), prop_oneof![8 => Just(0), 1 => Just(1)]);
+    (pattern(), hosts, methods, rest).prop_map(|(matcher, host, methods, (scheme, headers, query, priority))| {
+        route("r", Match { scheme, host, methods, headers, query, ..matcher }, priority)
+    })
 }
 
 fn generated_request() -> impl Strategy<Value = Request> {
@@ -63,8 +67,9 @@ fn generated_request() -> impl Strategy<Value = Request> {
     let pairs = || proptest::collection::vec((pick(&["k", "l"]), pick(&["1", "2", "3"])), 0..3);
     let headers =
         proptest::collection::btree_map(pick(&["k", "l"]), pick(&["1", "2", "3"]), 0..3).prop_map(|map| map.into_iter().collect());
-    (pick(&["GET", "HEAD", "POST", "PUT"]), pick(&["x.org", "a.x.org", "b.a.x.org", "y.org", ""]), path, headers, pairs())
-        .prop_map(|(method, host, path, headers, query)| Request { method, host, path, headers, query })
+    let scheme = proptest::sample::select(vec![Scheme::Http, Scheme::Https]);
+    (scheme, pick(&["GET", "HEAD", "POST", "PUT"]), pick(&["x.org", "a.x.org", "b.a.x.org", "y.org", ""]), path, headers, pairs())
+        .prop_map(|(scheme, method, host, path, headers, query)| Request { scheme, method, host, path, headers, query })
 }
 
 /// The naive matcher: written from the specification, on the texts of the matches, sharing nothing with the router.
@@ -159,7 +164,16 @@ mod naive {
         holds.then(|| (written.len(), written.values().filter(|value| *value != "*").count()))
     }
 
-    type Key = (i32, usize, std::cmp::Reverse<String>, u8, (usize, usize), (usize, usize));
+    /// Whether a scheme is named, if it is the request's.
+    fn scheme(matcher: &Match, sent: Scheme) -> Option<bool> {
+        match matcher.scheme {
+            None => Some(false),
+            Some(written::Scheme::Http) => (sent == Scheme::Http).then_some(true),
+            Some(written::Scheme::Https) => (sent == Scheme::Https).then_some(true),
+        }
+    }
+
+    type Key = (i32, usize, std::cmp::Reverse<String>, u8, bool, (usize, usize), (usize, usize));
 
     fn key(route: &resolve::Route, request: &Request) -> Option<Key> {
         let matcher = &route.matcher;
@@ -171,6 +185,7 @@ mod naive {
             host_rank(matcher, &request.host)?,
             std::cmp::Reverse(path_ranks(matcher)),
             method_rank(matcher, &request.method)?,
+            scheme(matcher, request.scheme)?,
             conditions(&matcher.headers, &request.headers)?,
             conditions(&matcher.query, &request.query)?,
         ))
@@ -195,6 +210,7 @@ mod naive {
             let matcher = &route.matcher;
             path_fits(matcher, &request.path)
                 && host_rank(matcher, &request.host).is_some()
+                && scheme(matcher, request.scheme).is_some()
                 && conditions(&matcher.headers, &request.headers).is_some()
                 && conditions(&matcher.query, &request.query).is_some()
         })
@@ -217,7 +233,8 @@ proptest! {
                 headers.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
             }
             let text = request.query.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&");
-            let query = Query { host: &request.host, path: &request.path, query: Some(&text), method: &method, headers: &headers };
+            let Request { scheme, host, path, .. } = request;
+            let query = Query { scheme: *scheme, host, path, query: Some(&text), method: &method, headers: &headers };
             let best = naive::best(&routes, request);
             match router.find(&query) {
                 Outcome::Found { route, .. } => {
