@@ -168,7 +168,7 @@ fn call_body(copied: Copied, grpc_web: Option<grpc_web::Call>) -> CallBody {
     };
     let adapted = grpc_web::RequestBody::new(call, RequestBody::Full(copied.bytes)).map_err(|error| match error {
         grpc_web::Error::Body(failure) => failure,
-        grpc_web::Error::Base64 => BodyFailure::Client,
+        grpc_web::Error::Base64 => BodyFailure::Unreadable,
     });
     CallBody::once(BoxedBody(Box::pin(adapted)))
 }

@@ -196,7 +196,7 @@ impl Route {
                 let _ = ex;
                 let adapted = grpc_web::RequestBody::new(call, body.attempt()).map_err(|error| match error {
                     grpc_web::Error::Body(failure) => failure,
-                    grpc_web::Error::Base64 => BodyFailure::Client,
+                    grpc_web::Error::Base64 => BodyFailure::Unreadable,
                 });
                 CallBody::once(BoxedBody(Box::pin(adapted)))
             }

@@ -19,7 +19,12 @@ pub trait BodySource: Send + Sync {
 
 /// The rest of a body will not come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken;
+pub enum Broken {
+    /// The client has gone, or the request is over.
+    Cut,
+    /// Its framing cannot be read.
+    Unreadable,
+}
 
 /// A client's body on its way in.
 pub enum Incoming {
@@ -67,7 +72,7 @@ impl Body for Incoming {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Http1 { source, number, .. } => source.poll_frame(*number, cx),
-            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(|_| Broken),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(|_| Broken::Cut),
         }
     }
 

@@ -183,6 +183,8 @@ impl<'a> Http1<'a> {
                 Poll::Pending => Poll::Pending,
             });
             match answered.await {
+                // `client_closed` is for the log.
+                Some(response) if response.status().as_u16() == Reason::ClientClosed.status() && self.wire.is_cut() => return Next::Drop,
                 Some(response) => response,
                 None => return Next::Drop,
             }

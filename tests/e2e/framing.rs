@@ -135,8 +135,23 @@ fn broken_chunks_never_become_a_complete_request() {
         let (answers, _) = raw.rest();
         let text = String::from_utf8_lossy(&answers);
         assert!(text.matches("HTTP/1.1 ").count() <= 1, "{body:?}: {text}");
-        assert!(!text.starts_with("HTTP/1.1 200"), "{body:?}: {text}");
+        assert!(text.starts_with("HTTP/1.1 400") && text.contains("\"reason\":\"bad_request\""), "{body:?}: {text}");
     }
+    assert_eq!(upstream.count(), 0, "{:?}", upstream.requests());
+}
+
+#[test]
+fn a_client_that_ends_its_side_within_a_body_is_logged_and_gets_no_answer() {
+    let (gateway, upstream) = proxy();
+    for head in ["Content-Length: 10\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n9\r\nhello"] {
+        let mut raw = gateway.connect();
+        raw.send(format!("POST /half HTTP/1.1\r\nHost: site\r\n{head}"));
+        raw.half_close();
+        let (answer, _) = raw.rest();
+        assert_eq!(String::from_utf8_lossy(&answer), "", "{head:?}");
+    }
+    assert_eq!(gateway.logged("/half")["reason"], "client_closed");
+    assert_eq!(gateway.logged("/half")["status"], 499);
     assert_eq!(upstream.count(), 0, "{:?}", upstream.requests());
 }
 

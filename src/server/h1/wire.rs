@@ -154,6 +154,12 @@ impl Wire {
         inner.eof && inner.buf.is_empty()
     }
 
+    /// Whether the client has ended its side in the middle of the body.
+    pub(super) fn is_cut(&self) -> bool {
+        let inner = self.lock();
+        inner.eof && inner.broken && !inner.decoder.is_done()
+    }
+
     /// The answer begins: who waits for a 100 gets none any more. What is left of one that is half written must go first.
     pub(super) fn answer_begins(&self) -> &'static [u8] {
         let inner = &mut *self.lock();
@@ -292,24 +298,24 @@ impl Inner {
                 }
                 Ok(Decoded::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
                 Ok(Decoded::End) => return Poll::Ready(None),
-                Ok(Decoded::NeedMore) if self.eof || self.broken => return Poll::Ready(self.break_off()),
+                Ok(Decoded::NeedMore) if self.eof || self.broken => return Poll::Ready(self.break_off(Broken::Cut)),
                 Ok(Decoded::NeedMore) => {}
-                Err(_) => return Poll::Ready(self.break_off()),
+                Err(_) => return Poll::Ready(self.break_off(Broken::Unreadable)),
             }
             if ready!(self.poll_continue(cx)).is_err() {
-                return Poll::Ready(self.break_off());
+                return Poll::Ready(self.break_off(Broken::Cut));
             }
             match ready!(self.poll_read(cx)) {
                 Ok(0) => self.eof = true,
                 Ok(_) => {}
-                Err(_) => return Poll::Ready(self.break_off()),
+                Err(_) => return Poll::Ready(self.break_off(Broken::Cut)),
             }
         }
     }
 
-    fn break_off<T>(&mut self) -> Option<Result<T, Broken>> {
+    fn break_off<T>(&mut self, why: Broken) -> Option<Result<T, Broken>> {
         self.broken = true;
-        Some(Err(Broken))
+        Some(Err(why))
     }
 
     /// Invites the client to send its body, unless it has begun by itself.
@@ -337,7 +343,7 @@ impl BodySource for Wire {
     fn poll_frame(&self, number: u64, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let inner = &mut *self.lock();
         if inner.number != number {
-            return Poll::Ready(Some(Err(Broken)));
+            return Poll::Ready(Some(Err(Broken::Cut)));
         }
         let frame = inner.poll_body(cx);
         if frame.is_pending() {
