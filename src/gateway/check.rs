@@ -94,14 +94,17 @@ fn check_grpc(ex: &Exchange, cx: &mut Context<'_>, head: &request::Parts) -> Res
     if cx.grpc { grpc::timeout(&head.headers).map(|_| ()).map_err(|_| bad("grpc-timeout cannot be read.")) } else { Ok(()) }
 }
 
-/// 414 and 431 with a body, before hyper's own limit, which is about twice as large.
+/// Two spaces, the version and two line ends: what an HTTP/1 head has beside method, target and fields.
+const START_LINE: usize = 14;
+
+/// 414 and 431 with a body, before the parser's own limit, which is about twice as large.
 fn check_size(snapshot: &Snapshot, head: &request::Parts) -> Result<(), Box<Refusal>> {
     let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target > snapshot.max_header_size {
         return Err(Refusal::new(Reason::UriTooLong, "The request target is longer than this gateway allows.").closing());
     }
     let fields: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if head.headers.len() > snapshot.max_headers || head.method.as_str().len() + target + fields + 13 > snapshot.max_header_size {
+    if head.headers.len() > snapshot.max_headers || head.method.as_str().len() + target + fields + START_LINE > snapshot.max_header_size {
         return Err(Refusal::new(Reason::HeadersTooLarge, "The request head is larger than this gateway allows.").closing());
     }
     Ok(())
