@@ -20,6 +20,13 @@ fn bad(detail: &'static str) -> Box<Refusal> {
 /// Everything that makes a request unacceptable whatever its route; makes host and path canonical and takes away what belongs
 /// to this hop or to the gateway alone.
 pub(super) fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts) -> Result<(), Box<Refusal>> {
+    check_head(ex, cx, head).inspect_err(|_| {
+        // Whatever was found first, a call is answered as one.
+        recognise_grpc(ex, cx, head);
+    })
+}
+
+fn check_head(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts) -> Result<(), Box<Refusal>> {
     let snapshot = cx.snapshot;
     check_size(snapshot, head)?;
     let seen = cx.seen;
@@ -75,21 +82,25 @@ pub(super) fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request:
     Ok(())
 }
 
-fn check_grpc(ex: &Exchange, cx: &mut Context<'_>, head: &request::Parts) -> Result<(), Box<Refusal>> {
+/// `false`: gRPC on HTTP/1, which cannot be answered as a call.
+fn recognise_grpc(ex: &Exchange, cx: &mut Context<'_>, head: &request::Parts) -> bool {
     if ex.method != Method::POST {
-        return Ok(());
+        return true;
     }
     cx.grpc_web = grpc_web::Call::recognise(&head.headers);
-    if cx.grpc_web.is_none() && grpc::is_grpc(&head.headers) {
-        if head.version < Version::HTTP_2 {
-            return Err(bad("gRPC needs HTTP/2."));
-        }
-        cx.grpc = true;
-    }
+    let is_grpc = cx.grpc_web.is_none() && grpc::is_grpc(&head.headers);
+    cx.grpc = is_grpc && head.version >= Version::HTTP_2;
     if (cx.grpc || cx.grpc_web.is_some())
         && let Some(finish) = cx.pending.get()
     {
         finish.grpc = true;
+    }
+    cx.grpc || !is_grpc
+}
+
+fn check_grpc(ex: &Exchange, cx: &mut Context<'_>, head: &request::Parts) -> Result<(), Box<Refusal>> {
+    if !recognise_grpc(ex, cx, head) {
+        return Err(bad("gRPC needs HTTP/2."));
     }
     if cx.grpc { grpc::timeout(&head.headers).map(|_| ()).map_err(|_| bad("grpc-timeout cannot be read.")) } else { Ok(()) }
 }
