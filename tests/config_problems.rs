@@ -239,7 +239,8 @@ fn upstreams_are_checked() {
     check("{ endpoints: [{ url: http://a, weight: 2 }] }", "no weights");
     check("{ endpoints: [{ url: http://a, weight: 1001 }], balance: weighted }", "above 1000");
     check("{ endpoints: [{ url: http://a, weight: 0 }], balance: weighted }", "all weights are 0");
-    check("{ endpoints: [http://a], health: {} }", "exactly one of path, tcp and grpc");
+    check("{ endpoints: [http://a], health: { path: /a, tcp: true } }", "exactly one of path, tcp and grpc");
+    check("{ endpoints: [http://a], health: { intervall: 1s } }", "did you mean \"interval\"");
     check("{ endpoints: [http://a], pool: { max_connections: 0 } }", "0 connections");
     check("{ endpoints: [http://a], balance: { consistent_hash: { key: ip, bounded_load: 1 } } }", "above 1");
     check("{ endpoints: [http://a], tls: { cert: x } }", "needs `key`");
@@ -271,6 +272,10 @@ fn default_names_and_their_doubles() {
     let names: Vec<String> = resolve::routes(&loaded.config, &mut loaded.problems.clone()).into_iter().map(|route| route.name).collect();
     assert_eq!(names, ["/p a.x", "/p b.x", "/q", "GET,POST /q", "/q #2"]);
     let found = problems("routes:\n  - { name: a, match: /a, respond: {} }\n  - { name: a, match: /b, respond: {} }\n");
+    assert!(found.len() == 2 && found[0].starts_with("2:13") && found[1].starts_with("3:13"), "{found:#?}");
+    let group = "routes:\n  - { name: a, match: /a/*, routes: [{ name: b, match: /b, respond: {} }] }\n";
+    assert_eq!(problems(group), Vec::<String>::new());
+    let found = problems(&format!("{group}  - {{ name: a, match: /c, respond: {{}} }}\n"));
     assert!(found.len() == 2 && found[0].starts_with("2:13") && found[1].starts_with("3:13"), "{found:#?}");
 }
 

@@ -216,7 +216,7 @@ impl Wire {
 
     /// Whether the client has closed in the middle of its request.
     pub(super) fn is_cut(&mut self) -> bool {
-        self.with(false, |inner| inner.eof && !inner.decoder.is_done())
+        self.with(false, |inner| inner.eof && inner.broken && !inner.decoder.is_done())
     }
 
     /// The answer begins: who waits for a 100 gets none any more. What is left of one that is half written must go first.
