@@ -12,6 +12,8 @@ use crate::http::headers::Survey;
 
 /// Fields that are parsed into an array on the stack; heads with more are parsed once more, into one on the heap.
 const ON_STACK: usize = 64;
+/// Longest slice that is handed over whole.
+const SLICE: usize = 4 << 10;
 /// Most bytes of empty lines before a request line (RFC 9112 section 2.2 wants a recipient to bear "at least one").
 const MAX_EMPTY: usize = 16;
 /// Room for fields that the gateway adds to a request, so that the map need not grow and hash all of them anew.
@@ -181,9 +183,10 @@ pub(super) fn parse_trailers(section: &Bytes, max_fields: usize) -> Result<Heade
     Ok(spans.fields(section, 0, |_, _| false)?.0)
 }
 
-/// The first `len` bytes of `buf`. Where that is all, they are handed over instead of shared, unless there is room behind them to read into.
+/// The first `len` bytes of `buf`. Where that is all of a slice they are handed over instead of shared. A buffer that is read into again and
+/// again must keep its memory: those are larger.
 pub(super) fn front(buf: &mut BytesMut, len: usize) -> Bytes {
-    let all = len == buf.len() && len == buf.capacity();
+    let all = len == buf.len() && len == buf.capacity() && len <= SLICE;
     if all { std::mem::take(buf) } else { buf.split_to(len) }.freeze()
 }
 
