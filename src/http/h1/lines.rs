@@ -32,8 +32,8 @@ pub struct Lines {
     keep_alive: Span,
     /// There is a `Date`.
     dated: bool,
-    /// Which lengths the names have, as a set of bits: a name whose bit is missing need not be looked for.
-    lengths: u64,
+    /// Bits of the names: one whose bit is missing need not be looked for.
+    names: u64,
 }
 
 /// What a line is to the gateway.
@@ -79,7 +79,7 @@ impl Lines {
             close: false,
             keep_alive: Span::NONE,
             dated: false,
-            lengths: 0,
+            names: 0,
         };
         let mut connected = false;
         let mut runs = lines.runs.iter_mut();
@@ -96,7 +96,7 @@ impl Lines {
                 Kind::Rare => return None,
                 kind @ (Kind::PassedOn | Kind::Date) => {
                     lines.dated |= matches!(kind, Kind::Date);
-                    lines.lengths |= length_bit(name.len());
+                    lines.names |= bit(name);
                     match &mut run {
                         Some(run) => run.end = end,
                         None => {
@@ -153,7 +153,7 @@ impl Lines {
 
     /// Whether a field is there, named in lower case.
     pub fn contains(&self, name: &str) -> bool {
-        self.lengths & length_bit(name.len()) != 0
+        self.names & bit(name.as_bytes()) != 0
             && self.each().any(|line| {
                 let (head, rest) = line.split_at_checked(name.len()).unwrap_or_default();
                 rest.first() == Some(&b':') && head.eq_ignore_ascii_case(name.as_bytes())
@@ -202,8 +202,9 @@ pub fn idle_limit(value: &[u8]) -> Option<Duration> {
     text.split(',').find_map(|parameter| parameter.trim().strip_prefix("timeout=")?.parse().ok()).map(Duration::from_secs)
 }
 
-fn length_bit(length: usize) -> u64 {
-    1 << (length % 64)
+/// By length and first letter, in either case.
+fn bit(name: &[u8]) -> u64 {
+    1 << ((name.len() ^ usize::from(name.first().unwrap_or(&0) | 0x20)) % 64)
 }
 
 /// Digits only.
