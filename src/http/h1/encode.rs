@@ -1,4 +1,4 @@
-//! Message heads and chunks as bytes. Names are written in lower case, as HTTP/2 wants them and HTTP/1.1 does not care.
+//! Message heads and chunks as bytes. Names out of a map are written in lower case, as HTTP/2 wants them and HTTP/1.1 does not care.
 
 use bytes::BufMut;
 use http::header::{
