@@ -137,7 +137,7 @@ impl Route {
 
     /// What is written beside the request's fields instead of into their map, where nobody on the way to `handle` looks at them.
     pub(super) fn added<'a>(&self, handle: &UpstreamHandle, ex: &'a Exchange, cx: &Context<'a>) -> Option<Added<'a>> {
-        let alone = self.headers.is_empty()
+        let alone = !self.headers.change_requests()
             && self.mirror.is_none()
             && !cx.trusted
             && ex.identity.is_none()
@@ -169,7 +169,7 @@ impl Route {
 
     /// The fields that the route puts on every response, the gateway's own included. CORS comes last, so that no rule breaks it.
     pub fn finish_response(&self, ex: &Exchange, cx: &mut Context<'_>, answer: &mut Answer) {
-        if !self.headers.is_empty() {
+        if self.headers.change_responses() {
             self.headers.response(ex, answer.headers(), ex.scheme == crate::http::Scheme::Https);
         }
         for own in cx.snapshot.middleware.iter().rev() {
@@ -186,7 +186,7 @@ impl Route {
     /// Whether nothing that [`Route::finish_response`] does looks at the fields of an upstream's response, so that they can go to the client
     /// as they came.
     pub(super) fn leaves_response_alone(&self, cx: &Context<'_>) -> bool {
-        self.headers.is_empty() && self.cors.is_none() && cx.snapshot.middleware.is_empty() && cx.link.http1().is_some()
+        !self.headers.change_responses() && self.cors.is_none() && cx.snapshot.middleware.is_empty() && cx.link.http1().is_some()
     }
 }
 
