@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, EXPECT};
+use http::header::{CONNECTION, EXPECT, TE};
 use http::{Request, StatusCode, Uri, Version};
 use http_body::Body;
 use tokio::sync::oneshot;
@@ -154,7 +154,7 @@ impl<'a> Http1<'a> {
         // A request whose end nobody can tell is refused by the gateway's own check, with all that belongs to a refusal.
         let framing = framing::of_request(head.version, &mut head.headers, head.survey);
         let length = framing.unwrap_or(BodyLength::Known(0));
-        let asked = Asked::new(head.version, &head.method, framing.is_ok() && wants_more(&head));
+        let asked = Asked::new(head.version, &head.method, framing.is_ok() && wants_more(&head), takes_trailers(&head));
         let expects = head.survey.expect() && head.version == Version::HTTP_11 && expects_continue(&head);
         let body = self.wire.begin(length, limits, expects);
         let mut inbound = self.session.inbound(Link::Http1(Arc::clone(&self.state)));
@@ -339,6 +339,11 @@ fn wants_more(head: &RequestHead) -> bool {
         fields.flat_map(|field| field.split(',')).any(|word| word.trim().eq_ignore_ascii_case(option))
     };
     if head.version == Version::HTTP_11 { !head.survey.connection() || !has("close") } else { has("keep-alive") && !has("close") }
+}
+
+fn takes_trailers(head: &RequestHead) -> bool {
+    let fields = || head.headers.get_all(TE).iter().filter_map(|field| field.to_str().ok());
+    head.survey.hop_by_hop() && fields().flat_map(|field| field.split(',')).any(|word| word.trim().eq_ignore_ascii_case("trailers"))
 }
 
 fn expects_continue(head: &RequestHead) -> bool {

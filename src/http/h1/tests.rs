@@ -258,17 +258,16 @@ fn heads_are_written_as_they_stand_on_the_wire() {
 }
 
 #[test]
-fn only_announced_trailers_that_may_be_ones_are_written() {
-    let head = HeaderMap::from_iter([(http::header::TRAILER, HeaderValue::from_static("X-Sum, content-length,,b@d"))]);
+fn only_trailers_that_may_be_ones_are_written() {
     let mut trailers = HeaderMap::new();
     for name in ["x-sum", "content-length", "x-other"] {
         trailers.append(name, HeaderValue::from_static("1"));
     }
     let mut out = Vec::new();
-    encode::last_chunk(&mut out, &trailers, &encode::announced(&head));
-    assert_eq!(out, b"0\r\nx-sum: 1\r\n\r\n");
+    encode::last_chunk(&mut out, &trailers);
+    assert_eq!(out, b"0\r\nx-sum: 1\r\nx-other: 1\r\n\r\n");
     out.clear();
-    encode::last_chunk(&mut out, &trailers, &[]);
+    encode::last_chunk(&mut out, &HeaderMap::new());
     assert_eq!(out, encode::LAST_CHUNK);
 }
 
@@ -386,8 +385,7 @@ proptest! {
             wire.extend_from_slice(chunk);
             wire.extend_from_slice(b"\r\n");
         }
-        let names: Vec<HeaderName> = trailers.keys().cloned().collect();
-        encode::last_chunk(&mut wire, &trailers, &names);
+        encode::last_chunk(&mut wire, &trailers);
         wire.extend_from_slice(b"rest");
         let (data, read_trailers, rest) = read(chunked(), &pieces(&wire, &cuts)).unwrap();
         prop_assert_eq!(data, chunks.concat());

@@ -25,8 +25,11 @@ pub(super) enum Ending {
     Told,
     /// Its length stands in the head; so much is left.
     Length(u64),
-    /// Chunks; these trailers were announced.
-    Chunked(Vec<HeaderName>),
+    /// Chunks.
+    Chunked {
+        /// Whether the client takes trailers.
+        trailers: bool,
+    },
     /// The connection ends with it.
     Close,
 }
@@ -38,11 +41,13 @@ pub(super) struct Asked {
     pub(super) head: bool,
     /// Whether the client wants to go on with the connection.
     pub(super) keep_alive: bool,
+    /// Whether it takes trailers.
+    pub(super) trailers: bool,
 }
 
 impl Asked {
-    pub(super) fn new(version: Version, method: &Method, keep_alive: bool) -> Self {
-        Self { version, head: *method == Method::HEAD, keep_alive }
+    pub(super) fn new(version: Version, method: &Method, keep_alive: bool, trailers: bool) -> Self {
+        Self { version, head: *method == Method::HEAD, keep_alive, trailers }
     }
 }
 
@@ -92,7 +97,7 @@ pub(super) fn begin(head: &Head<'_>, body: &impl Body, asked: &Asked, out: &mut 
     }
     match &ending {
         Ending::Length(length) => content_length(out, *length),
-        Ending::Chunked(_) => out.put_slice(b"transfer-encoding: chunked\r\n"),
+        Ending::Chunked { .. } => out.put_slice(b"transfer-encoding: chunked\r\n"),
         Ending::None | Ending::Told | Ending::Close => {}
     }
     if !dated {
@@ -124,7 +129,7 @@ impl Ending {
         match body.size_hint().exact() {
             Some(length) => Self::Length(length),
             None if asked.version == Version::HTTP_10 => Self::Close,
-            None => Self::Chunked(encode::announced(&parts.headers)),
+            None => Self::Chunked { trailers: asked.trailers },
         }
     }
 
@@ -136,8 +141,8 @@ impl Ending {
         let data = match frame.into_data() {
             Ok(data) => data,
             Err(frame) => {
-                if let (Self::Chunked(announced), Ok(trailers)) = (&*self, frame.into_trailers()) {
-                    encode::last_chunk(&mut out.front, &trailers, announced);
+                if let (Self::Chunked { trailers: true }, Ok(trailers)) = (&*self, frame.into_trailers()) {
+                    encode::last_chunk(&mut out.front, &trailers);
                     *self = Self::Told;
                 }
                 return Ok(());
@@ -149,10 +154,10 @@ impl Ending {
         match self {
             Self::None | Self::Told => return Ok(()),
             Self::Length(left) => *left = left.checked_sub(data.len() as u64).ok_or(TooLong)?,
-            Self::Chunked(_) => encode::chunk_size(&mut out.front, data.len()),
+            Self::Chunked { .. } => encode::chunk_size(&mut out.front, data.len()),
             Self::Close => {}
         }
-        let chunked = matches!(self, Self::Chunked(_));
+        let chunked = matches!(self, Self::Chunked { .. });
         if data.len() <= COPIED {
             out.front.put_slice(&data);
             out.front.put_slice(if chunked { b"\r\n" } else { b"" });
@@ -168,7 +173,7 @@ impl Ending {
         match std::mem::replace(self, Self::Told) {
             Self::None | Self::Told | Self::Close => true,
             Self::Length(left) => left == 0,
-            Self::Chunked(_) => {
+            Self::Chunked { .. } => {
                 // What follows a large piece must not overtake it, nor the line end behind it, of which some may be written.
                 match out.back.len() {
                     0 if out.piece.is_empty() => out.front.put_slice(encode::LAST_CHUNK),
@@ -202,7 +207,7 @@ fn date(write: impl FnOnce(&[u8])) {
 
 /// An answer to bytes that are no request: there is nobody else to make one.
 pub(super) fn refuse(parts: &response::Parts, bytes: &Bytes, out: &mut Outbox) {
-    let asked = Asked { version: Version::HTTP_11, head: false, keep_alive: false };
+    let asked = Asked { version: Version::HTTP_11, head: false, keep_alive: false, trailers: false };
     begin(&Head { parts, lines: None, id: None }, &http_body_util::Full::new(bytes.clone()), &asked, out);
     out.front.put_slice(bytes);
 }
@@ -218,11 +223,11 @@ mod tests {
         for (left, back) in [(piece.clone(), &b"\r\n"[..]), (Bytes::new(), b"\r\n"), (Bytes::new(), b"\n")] {
             let mut out = Outbox::new();
             (out.piece, out.back) = (left, back);
-            assert!(Ending::Chunked(Vec::new()).end(&mut out));
+            assert!(Ending::Chunked { trailers: false }.end(&mut out));
             assert!(out.front.is_empty() && out.back == [back, b"0\r\n\r\n"].concat(), "{out:?}");
         }
         let mut out = Outbox::new();
-        Ending::Chunked(Vec::new()).frame(Frame::data(piece), &mut out).unwrap();
+        Ending::Chunked { trailers: false }.frame(Frame::data(piece), &mut out).unwrap();
         assert_eq!((&out.front[..], out.back), (&b"2001\r\n"[..], &b"\r\n"[..]));
     }
 
