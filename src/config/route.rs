@@ -208,7 +208,7 @@ pub struct Cors {
     #[serde(default)]
     pub headers: Option<Vec<String>>,
     /// Response headers scripts may read.
-    #[serde(default)]
+    #[serde(default = "Cors::default_expose")]
     pub expose: Vec<String>,
     /// Cookies and HTTP authentication are allowed; refused with `origins: ["*"]`.
     #[serde(default)]
@@ -221,6 +221,9 @@ pub struct Cors {
 impl Cors {
     fn default_methods() -> Vec<String> {
         ["GET", "POST", "PUT", "PATCH", "DELETE"].map(str::to_owned).to_vec()
+    }
+    fn default_expose() -> Vec<String> {
+        vec!["x-request-id".to_owned()]
     }
     fn default_max_age() -> Duration {
         Duration::from_secs(600)

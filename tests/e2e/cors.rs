@@ -129,6 +129,12 @@ fn every_answer_of_a_route_can_be_read_by_the_browser() {
 }
 
 #[test]
+fn without_a_list_the_request_id_is_exposed() {
+    let (gateway, _upstream, _refused) = setup();
+    assert_eq!(from(&gateway, "/asked", APP).header("access-control-expose-headers"), Some("x-request-id"));
+}
+
+#[test]
 fn preflights_are_answered_here() {
     let (gateway, upstream, _refused) = setup();
     for path in ["/open", "/auth", "/slow", "/slow", "/slow", "/broken"] {
@@ -181,7 +187,7 @@ fn the_upstreams_own_fields_are_replaced_or_left_alone() {
     let gateway = Gateway::new(LISTED, &[upstream.address, refused.address]);
     let mine = from(&gateway, "/asked", APP);
     assert_eq!(mine.all("access-control-allow-origin"), [APP]);
-    assert_eq!(cors_fields(&mine), ["access-control-allow-origin"]);
+    assert_eq!(cors_fields(&mine), ["access-control-allow-origin", "access-control-expose-headers"]);
     assert!(varies(&mine) && mine.all("vary").join(",").contains("Accept-Encoding"), "{mine:?}");
     assert!(cors_fields(&from(&gateway, "/asked", "https://evil.test")).is_empty());
     let raw = from(&gateway, "/raw", APP);
