@@ -254,6 +254,25 @@ fn an_upload_that_ends_with_an_empty_frame_goes_on_at_once() {
 }
 
 #[test]
+fn the_timeout_begins_with_the_last_byte_of_a_known_length_whatever_frame_ends_it() {
+    let upstream = Upstream::raw(|conn| {
+        conn.wait_end();
+        Then::Close
+    });
+    // Without an end of the upload this would be a stall of the client, or of the upstream, after `idle_timeout`.
+    let gateway = Gateway::to(upstream.address, "timeout: 300ms");
+    block_on(async {
+        let mut client = Client::connect(gateway.address()).await;
+        let (response, mut stream) = client.open(request("POST", "/", &[("content-length", "4")])).await.unwrap();
+        stream.send_data(Bytes::from_static(b"body"), false).unwrap();
+        stream.send_data(Bytes::new(), true).unwrap();
+        let reply = tokio::time::timeout(PATIENCE, response).await.expect("no answer").unwrap();
+        assert_eq!(reply.status(), 504);
+    });
+    assert_eq!(gateway.logged("/")["reason"], "upstream_timeout");
+}
+
+#[test]
 fn an_upload_that_is_reset_without_an_error_never_looks_complete() {
     let (begun, gone, whole) = (Gate::new(), Gate::new(), Gate::new());
     let (its, over, bad) = (begun.clone(), gone.clone(), whole.clone());
