@@ -94,6 +94,8 @@ struct State {
     /// Length of the whole body, if the client declared it.
     length: Option<u64>,
     ended: bool,
+    /// All bytes have been read: the clock knows.
+    whole: bool,
     started: bool,
     failure: Option<BodyFailure>,
     attempt: u32,
@@ -152,6 +154,7 @@ impl ClientBody {
             limit: limit.unwrap_or(u64::MAX),
             length,
             ended: false,
+            whole: false,
             started: false,
             failure: None,
             attempt: 0,
@@ -353,13 +356,16 @@ impl Attempt {
             }
         };
         state.ended |= state.failure.is_none() && state.incoming.is_end_stream();
-        if state.ended {
+        // An HTTP/2 client may end its stream in a frame of its own, which nobody waits for who has all bytes of a known length.
+        if state.ended || state.failure.is_none() && state.length == Some(state.read) {
             if let Some(Copy { bytes, to }) = state.copy.take() {
                 // Whoever wanted it may be gone.
                 let _ = to.send(Copied { bytes: bytes.into(), trailers: state.trailers.clone() });
             }
-            self.body.clock.request_body_ended(Instant::now());
-            self.ended = state.trailers.is_none() || self.trailers_sent;
+            if !std::mem::replace(&mut state.whole, true) {
+                self.body.clock.request_body_ended(Instant::now());
+            }
+            self.ended = state.ended && (state.trailers.is_none() || self.trailers_sent);
         }
         Poll::Ready(result)
     }

@@ -36,6 +36,8 @@ pub const H2_PING: Duration = Duration::from_secs(30);
 pub enum ConnectError {
     /// Refused or unreachable.
     Io(io::Error),
+    /// This process has no descriptor left, of which the endpoint knows nothing.
+    Exhausted(io::Error),
     /// TLS handshake or certificate.
     Tls(io::Error),
     /// The endpoint does not speak the protocol that is asked for.
@@ -47,7 +49,7 @@ pub enum ConnectError {
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Io(error) => write!(f, "connect: {error}"),
+            Self::Io(error) | Self::Exhausted(error) => write!(f, "connect: {error}"),
             Self::Tls(error) => write!(f, "TLS: {error}"),
             Self::Protocol(what) => f.write_str(what),
             Self::Timeout => f.write_str("connect: timeout"),
@@ -58,10 +60,17 @@ impl fmt::Display for ConnectError {
 impl std::error::Error for ConnectError {}
 
 impl ConnectError {
+    /// Tells a failure of the endpoint from one of this side.
+    fn of_socket(error: io::Error) -> Self {
+        // EMFILE and ENFILE: descriptors of the process and of the system. They have these numbers on every Unix.
+        if matches!(error.raw_os_error(), Some(24 | 23)) { Self::Exhausted(error) } else { Self::Io(error) }
+    }
+
     /// The same error for another request that waited for the same connection.
     pub fn again(&self) -> Self {
         match self {
             Self::Io(error) => Self::Io(io::Error::new(error.kind(), error.to_string())),
+            Self::Exhausted(error) => Self::Exhausted(io::Error::new(error.kind(), error.to_string())),
             Self::Tls(error) => Self::Tls(io::Error::new(error.kind(), error.to_string())),
             Self::Protocol(what) => Self::Protocol(what),
             Self::Timeout => Self::Timeout,
@@ -115,9 +124,9 @@ impl Destination {
     /// [`ConnectError`]; the caller adds the timeout.
     pub async fn open(&self, addresses: &[SocketAddr], http1_only: bool) -> Result<Wire, ConnectError> {
         if let Address::Unix(path) = &self.address {
-            return UnixStream::connect(path).await.map(Wire::Unix).map_err(ConnectError::Io);
+            return UnixStream::connect(path).await.map(Wire::Unix).map_err(ConnectError::of_socket);
         }
-        let tcp = happy_eyeballs(addresses).await.map_err(ConnectError::Io)?;
+        let tcp = happy_eyeballs(addresses).await.map_err(ConnectError::of_socket)?;
         // Latency beats packing: heads and chunks are written whole.
         tcp.set_nodelay(true).map_err(ConnectError::Io)?;
         match &self.tls {

@@ -71,6 +71,8 @@ impl Failure {
             ConnectError::Io(_) => {
                 Self::attempt(Reason::UpstreamConnectFailed, "The upstream cannot be reached.", again, FailKind::Connect)
             }
+            // Another endpoint could not be connected to either, and this one is not to be ejected for it.
+            ConnectError::Exhausted(_) => Self::new(Reason::Overloaded, "The gateway has no room for another connection."),
             ConnectError::Tls(_) => Self::attempt(Reason::UpstreamTlsFailed, "TLS with the upstream failed.", again, FailKind::Tls),
             ConnectError::Protocol(_) => Self::attempt(
                 Reason::UpstreamConnectFailed,

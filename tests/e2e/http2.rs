@@ -235,6 +235,44 @@ fn an_answer_that_asks_for_no_more_of_the_upload_is_whole() {
 }
 
 #[test]
+fn an_upload_that_ends_with_an_empty_frame_goes_on_at_once() {
+    let upstream = Upstream::echo();
+    let gateway = Gateway::to(upstream.address, "");
+    let mut client = raw(gateway.address());
+    let begun = Instant::now();
+    for turn in 0..20 {
+        // The body, an empty frame in the middle of it, and the end on a frame of its own.
+        let stream = 2 * turn + 1;
+        let post = frame(1, 4, stream, b"\x83\x86\x84\x41\x04site");
+        let body = [frame(0, 0, stream, b"ha"), frame(0, 0, stream, b""), frame(0, 0, stream, b"lf"), frame(0, 1, stream, b"")].concat();
+        client.send([post, body].concat());
+        eventually("the request", || (upstream.count() > turn as usize).then_some(()));
+        assert_eq!(upstream.last().text(), "half");
+    }
+    // Each would have waited for a tick of the clock of its stream otherwise: 15 s and more.
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn the_timeout_begins_with_the_last_byte_of_a_known_length_whatever_frame_ends_it() {
+    let upstream = Upstream::raw(|conn| {
+        conn.wait_end();
+        Then::Close
+    });
+    // Without an end of the upload this would be a stall of the client, or of the upstream, after `idle_timeout`.
+    let gateway = Gateway::to(upstream.address, "timeout: 300ms");
+    block_on(async {
+        let mut client = Client::connect(gateway.address()).await;
+        let (response, mut stream) = client.open(request("POST", "/", &[("content-length", "4")])).await.unwrap();
+        stream.send_data(Bytes::from_static(b"body"), false).unwrap();
+        stream.send_data(Bytes::new(), true).unwrap();
+        let reply = tokio::time::timeout(PATIENCE, response).await.expect("no answer").unwrap();
+        assert_eq!(reply.status(), 504);
+    });
+    assert_eq!(gateway.logged("/")["reason"], "upstream_timeout");
+}
+
+#[test]
 fn an_upload_that_is_reset_without_an_error_never_looks_complete() {
     let (begun, gone, whole) = (Gate::new(), Gate::new(), Gate::new());
     let (its, over, bad) = (begun.clone(), gone.clone(), whole.clone());

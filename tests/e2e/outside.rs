@@ -310,3 +310,41 @@ fn a_hundred_reloads_under_load_leak_neither_memory_nor_descriptors() {
     assert!(grown < 48 << 10, "{grown} KiB more than {memory} KiB");
     load.end();
 }
+
+#[test]
+fn an_endpoint_is_not_blamed_for_descriptors_that_the_gateway_lacks() {
+    // Each request needs a connection of its own.
+    let upstreams = [0, 1].map(|_| {
+        Upstream::serve(|_, conn| {
+            conn.answer(200, "connection: close\r\n", "hi");
+            Then::Close
+        })
+    });
+    let [first, second] = upstreams.each_ref().map(|upstream| upstream.address);
+    let yaml = format!(
+        "{HEAD}server: {{ workers: 1 }}
+upstreams: {{ up: {{ endpoints: ['http://{first}', 'http://{second}'] }} }}
+routes: [{{ match: /*, upstream: up }}]\n"
+    );
+    let process = Process::start(tempfile::tempdir().unwrap(), &yaml, &[("DESCRIPTORS", "64")]);
+    // The first to come holds a place; the others take what is left.
+    let mut client = Raw::connect(process.address(0));
+    let others: Vec<Raw> = (0..80).map(|_| Raw::connect(process.address(0))).collect();
+    process.said("cannot accept connections");
+    let mut refused = 0;
+    eventually("no descriptor is left for ten requests", || {
+        let answer = client.ask(get("/"));
+        if answer.status != 200 {
+            answer.refused(503, "overloaded");
+            assert_eq!(answer.header("retry-after"), Some("1"));
+            refused += 1;
+        }
+        (refused == 10).then_some(())
+    });
+    drop(others);
+    eventually("it has room again", || (client.ask(get("/")).status == 200).then_some(()));
+    for upstream in &upstreams {
+        let series = format!("gateway_upstream_ejections_total{{upstream=\"up\",endpoint=\"http://{}\"}}", upstream.address);
+        assert_eq!(process.metric(&series), 0.0);
+    }
+}

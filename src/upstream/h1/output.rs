@@ -152,7 +152,8 @@ impl Output {
         }
         loop {
             if !self.complete && self.data.is_empty() && self.back.is_empty() {
-                self.more(cx)?;
+                // A frame without bytes, as HTTP/2 clients end a body with, leaves nothing to write and nobody to wake this task.
+                while self.more(cx)?.is_ready() && !self.complete && self.data.is_empty() {}
             }
             let step = if !self.is_empty() {
                 self.write(wire, cx)
@@ -173,9 +174,9 @@ impl Output {
     }
 
     /// Takes the next frame out of the body, if it is there.
-    fn more(&mut self, cx: &mut Context<'_>) -> Result<(), BodyFailure> {
+    fn more(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, BodyFailure> {
         match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Pending => return Ok(()),
+            Poll::Pending => return Ok(Poll::Pending),
             Poll::Ready(None) => self.end(None)?,
             Poll::Ready(Some(Err(failure))) => return Err(failure),
             Poll::Ready(Some(Ok(frame))) => {
@@ -186,7 +187,7 @@ impl Output {
                 }
             }
         }
-        Ok(())
+        Ok(Poll::Ready(()))
     }
 
     fn queue(&mut self, mut data: Bytes) -> Result<(), BodyFailure> {

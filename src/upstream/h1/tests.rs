@@ -290,6 +290,31 @@ async fn a_request_body_that_fails_or_is_too_short_fails_the_request() {
 }
 
 #[tokio::test]
+async fn empty_frames_of_a_request_body_hold_nothing_up() {
+    /// Whoever asks at the end of the list waits for ever.
+    struct Frames(Vec<&'static [u8]>, Option<u64>);
+    impl Body for Frames {
+        type Data = Bytes;
+        type Error = BodyFailure;
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyFailure>>> {
+            Poll::Ready(self.0.pop().map(|data| Ok(Frame::data(Bytes::from_static(data)))))
+        }
+        fn size_hint(&self) -> http_body::SizeHint {
+            self.1.map_or_else(http_body::SizeHint::default, http_body::SizeHint::with_exact)
+        }
+    }
+    for (length, end) in [(None, "2\r\nha\r\n2\r\nlf\r\n0\r\n\r\n"), (Some(4), "\r\n\r\nhalf")] {
+        let (mut connection, mut peer) = pair().await;
+        let body = Frames(vec![b"", b"lf", b"", b"", b"ha", b""], length);
+        start(&mut connection, &Method::POST, &HeaderMap::new(), RequestBody::Boxed(BoxedBody(Box::pin(body))));
+        // Polled once: nothing that comes later would wake it.
+        assert!(std::future::poll_fn(|cx| Poll::Ready(connection.poll_head(cx).is_pending())).await);
+        let got = tokio::time::timeout(std::time::Duration::from_secs(10), read(&mut peer, end)).await;
+        assert!(got.is_ok(), "it stopped at an empty frame");
+    }
+}
+
+#[tokio::test]
 async fn long_bodies_pass_whole_both_ways() {
     let (mut connection, mut peer) = pair().await;
     let long: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();

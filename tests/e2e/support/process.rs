@@ -26,9 +26,13 @@ impl Process {
     fn spawn(dir: &tempfile::TempDir, yaml: &str, env: &[(&str, &str)]) -> Child {
         std::fs::write(dir.path().join("gateway.yaml"), yaml).unwrap();
         let file = |name: &str| Stdio::from(std::fs::File::create(dir.path().join(name)).unwrap());
-        // As many descriptors as may be: the usual 1024 are few for a proxy.
+        // As many descriptors as may be, unless a test wants few: the usual 1024 are few for a proxy.
         Command::new("sh")
-            .args(["-c", "ulimit -n \"$(ulimit -Hn)\"; exec \"$0\" serve --config gateway.yaml", env!("CARGO_BIN_EXE_tollgate")])
+            .args([
+                "-c",
+                "ulimit -n \"${DESCRIPTORS:-$(ulimit -Hn)}\"; exec \"$0\" serve --config gateway.yaml",
+                env!("CARGO_BIN_EXE_tollgate"),
+            ])
             .current_dir(dir.path())
             .envs(env.iter().copied())
             .stdin(Stdio::null())
