@@ -158,8 +158,9 @@ async fn serve(backend: Arc<Backend>, stream: TcpStream) {
     }
 }
 
-/// What `tollgate demo` prints: commands to try, each against the routes of [`GATEWAY_YAML`].
-pub fn things_to_try() -> String {
+/// What `tollgate demo` prints: commands to try, each against the routes of [`GATEWAY_YAML`]. `gateway` and `admin` are addresses other
+/// than the file's.
+pub fn things_to_try(gateway: Option<&str>, admin: Option<&str>) -> String {
     let mut text =
         String::from("Tollgate is running on http://127.0.0.1:8080, with three small backends behind it. In another terminal, try:\n");
     for (command, comment) in TRY {
@@ -172,7 +173,8 @@ A gateway.yaml in the current directory is served instead of the built-in one. E
         "every change applies at once, and a mistake changes nothing but is explained here.
 ",
     ));
-    text
+    let moved = [("127.0.0.1:8080", gateway), ("127.0.0.1:9901", admin)];
+    moved.into_iter().fold(text, |text, (of_file, other)| other.map_or(text.clone(), |other| text.replace(of_file, other)))
 }
 
 /// Commands and what they show. `scripts/tour` runs those that the README has too.

@@ -23,7 +23,13 @@ pub fn demo(options: &Options) -> io::Result<ExitCode> {
     } else {
         Source::Text { yaml: tollgate::demo::GATEWAY_YAML.to_owned(), dir: ".".into() }
     };
-    run(options, source, || writeln!(io::stdout(), "{}", tollgate::demo::things_to_try()))
+    let [gateway, admin] = [options.listen.first(), options.admin.as_ref()].map(|address| address.map(|address| reachable(address)));
+    run(options, source, || writeln!(io::stdout(), "{}", tollgate::demo::things_to_try(gateway.as_deref(), admin.as_deref())))
+}
+
+/// How this machine connects to who listens at `address`.
+fn reachable(address: &str) -> String {
+    address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
 }
 
 fn run(options: &Options, source: Source, started: impl FnOnce() -> io::Result<()>) -> io::Result<ExitCode> {

@@ -49,7 +49,7 @@ pub struct Route {
     /// Beats every other rule of precedence; higher first.
     pub priority: Option<i32>,
     /// Changes the path or the Host sent upstream.
-    pub rewrite: Option<Rewrite>,
+    pub rewrite: Option<Setting<Rewrite>>,
     /// Until the response headers arrive, all attempts together; 504.
     pub timeout: Option<Setting<Duration>>,
     /// No byte moved either way while a body or a tunnel is open.

@@ -103,6 +103,9 @@ fn the_backends_are_where_the_configuration_looks_for_them() {
 
 #[test]
 fn everything_to_try_is_listed() {
-    let text = things_to_try();
+    let text = things_to_try(None, None);
     assert!(TRY.iter().all(|(command, _)| text.contains(command)));
+    let moved = things_to_try(Some("127.0.0.1:1"), Some("127.0.0.1:2"));
+    assert!(moved.contains("http://127.0.0.1:1/home/1") && moved.contains("http://127.0.0.1:2/metrics"));
+    assert!(!moved.contains(":8080") && !moved.contains(":9901"));
 }

@@ -62,6 +62,12 @@ fn check_head(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts
         None => host(head.version, &head.headers, &head.uri),
     }
     .map_err(bad)?;
+    if head.uri.authority().is_some()
+        && let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut())
+    {
+        // HTTP/2 has no `Host`, and an absolute target replaces it.
+        entry.host.clone_from(&ex.host.authority);
+    }
     cx.expects_continue = seen.expect() && head.headers.remove(EXPECT).is_some();
     let hop = remove_hop_by_hop(&mut head.headers, seen);
     cx.te_trailers = hop.te_trailers || head.version == Version::HTTP_2;

@@ -266,6 +266,17 @@ impl Core {
         }
         drop(applied);
         self.metrics().retain();
+        if self.options.watch && before.is_none_or(|(old, _)| old.source.watch != snapshot.source.watch) {
+            self.look_again(snapshot);
+        }
+    }
+
+    /// Files are watched from now on: whoever saved one after it was read, and before, would wait for ever.
+    fn look_again(&self, snapshot: &Snapshot) {
+        if load_source(&lock(&self.source).clone(), &self.options).hash != snapshot.source.hash {
+            // Full: somebody is about to look.
+            self.changed.try_send(()).ok();
+        }
     }
 
     fn restart_needed(&self, snapshot: &Snapshot) -> Vec<String> {

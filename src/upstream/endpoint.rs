@@ -387,6 +387,7 @@ pub struct Endpoint {
 impl Endpoint {
     pub(super) fn new(spec: EndpointSpec, index: usize, state: Arc<EndpointState>, pool: Arc<EndpointPool>, links: Links) -> Self {
         let EndpointSpec { id, address, tls, authority, tls_name, weight, priority } = spec;
+        pool.acquired();
         Self { id, address, tls, tls_name, authority, weight, priority, state, index, pool, links }
     }
 
@@ -403,6 +404,12 @@ impl Endpoint {
     /// The upstream, unless its snapshot is gone.
     pub(super) fn upstream(&self) -> Option<Arc<Upstream>> {
         Weak::upgrade(&self.links.upstream)
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.pool.released();
     }
 }
 

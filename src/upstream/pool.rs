@@ -5,6 +5,7 @@
 //! nothing that another worker writes.
 
 mod moved;
+mod users;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -20,6 +21,7 @@ use crate::telemetry::metrics::EndpointMetrics;
 use crate::upstream::connect::{ConnectError, Destination, Sender};
 use crate::upstream::h1::H1;
 use moved::Moved;
+use users::Users;
 
 /// Most requests that wait for a connection of one endpoint.
 const MAX_WAITING: usize = 1024;
@@ -43,6 +45,7 @@ pub struct EndpointPool {
     /// What the last connection spoke.
     spoken: AtomicU8,
     moved: Moved,
+    users: Users,
     metrics: Arc<EndpointMetrics>,
 }
 
@@ -156,6 +159,7 @@ impl EndpointPool {
             freed: Notify::new(),
             waiting: AtomicUsize::new(0),
             moved: Moved::default(),
+            users: Users::default(),
             metrics,
         }
     }
@@ -390,7 +394,7 @@ impl EndpointPool {
 
     /// Takes an HTTP/1.1 connection back that is fit for another request, idle since `since`.
     pub fn give_back(&self, connection: H1, worker: usize, since: Instant) {
-        let wanted = connection.is_wanted();
+        let wanted = self.users.any() && connection.is_wanted();
         let mut kept = self.shard(worker);
         if wanted && kept.idle.len() < self.max_idle {
             kept.idle.push(Idle { connection, since });

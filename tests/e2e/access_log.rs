@@ -1,7 +1,8 @@
 //! The access log, written to a file.
 
 use crate::support::client::request;
-use crate::support::{Gateway, Upstream, eventually};
+use crate::support::h2::{self, Client};
+use crate::support::{Gateway, Upstream, block_on, eventually};
 
 #[test]
 fn a_line_has_the_facts_of_its_request() {
@@ -113,4 +114,19 @@ fn a_log_that_is_off_writes_nothing() {
     assert_eq!(gateway.get("/").status, 200);
     gateway.metric_becomes("gateway_requests_total{route=\"/*\",method=\"GET\",status=\"200\"}", 1.0);
     assert_eq!(gateway.log_text(), "");
+}
+
+#[test]
+fn the_host_is_the_one_that_counts_in_every_version() {
+    let gateway = Gateway::new("routes: [{ match: /*, respond: { status: 200 } }]", &[]);
+    block_on(async {
+        let mut client = Client::connect(gateway.address()).await;
+        assert_eq!(client.ask(h2::request("GET", "/two", &[]), b"").await.unwrap().status, 200);
+    });
+    assert_eq!(gateway.logged("/two")["host"], "site");
+    let absolute = "GET http://Other:81/absolute HTTP/1.1\r\nHost: site\r\nConnection: close\r\n\r\n";
+    assert_eq!(gateway.ask(absolute).status, 200);
+    assert_eq!(gateway.logged("/absolute")["host"], "Other:81");
+    gateway.get("/one");
+    assert_eq!(gateway.logged("/one")["host"], "site");
 }

@@ -88,6 +88,16 @@ fn a_typo_saved_under_load_costs_nothing_and_is_explained() {
 }
 
 #[test]
+fn a_file_that_is_saved_as_soon_as_the_gateway_listens_is_seen() {
+    let answering = |body: &str| format!("{HEAD}routes: [{{ match: /*, respond: {{ status: 200, body: {body} }} }}]");
+    for _ in 0..5 {
+        let process = run(&answering("first"));
+        process.save(&answering("second"));
+        eventually("the saved file serves", || (process.ask(0, &get("/")).text() == "second").then_some(()));
+    }
+}
+
+#[test]
 fn sigterm_under_load_loses_nothing() {
     let upstream = Upstream::text("x");
     let mut process = run(&proxy(upstream.address, ""));

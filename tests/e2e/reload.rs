@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use tollgate::gateway::status::ReloadOutcome;
 
 use crate::support::client::get;
+use crate::support::h2::H2Upstream;
 use crate::support::{Gate, Gateway, Raw, Upstream, eventually};
 
 fn answering(body: &str) -> String {
@@ -180,6 +181,28 @@ fn series_of_names_that_left_the_configuration_end() {
     gateway.metric_becomes("gateway_requests_total{route=\"new\",method=\"GET\",status=\"200\"}", 1.0);
     let text = gateway.admin_get("/metrics").text();
     assert!(!text.contains("route=\"old\""), "{text}");
+}
+
+#[test]
+fn connections_and_series_of_an_upstream_that_left_end_at_once() {
+    let h1 = Upstream::echo();
+    let h2 = H2Upstream::serve(|(_, mut respond)| async move {
+        respond.send_response(http::Response::new(()), true).unwrap();
+    });
+    for (address, protocol) in [(h1.address, "http1"), (h2.address, "h2")] {
+        let used =
+            format!("upstreams: {{ u: {{ endpoints: [http://@0], protocol: {protocol} }} }}\nroutes: [{{ match: /*, upstream: u }}]");
+        let gateway = Gateway::new(&used, &[address]);
+        assert_eq!(gateway.get("/").status, 200);
+        gateway.metric_becomes(&format!("gateway_upstream_connections{{upstream=\"u\",endpoint=\"http://{address}\"}}"), 1.0);
+        gateway.reload_ok(&answering("new"), &[]);
+        assert_eq!(gateway.get("/").text(), "new");
+        eventually("the series end", || (!gateway.admin_get("/metrics").text().contains("upstream=\"u\"")).then_some(()));
+        gateway.reload_ok(&used, &[address]);
+        assert_eq!(gateway.get("/").status, 200, "it comes back with a connection of its own");
+    }
+    assert_eq!(h1.connections(), 2);
+    assert_eq!(h2.connections(), [0, 1]);
 }
 
 #[test]

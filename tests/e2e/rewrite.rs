@@ -55,3 +55,22 @@ fn a_value_can_never_climb() {
     gateway.get("/c/1").refused(400, "bad_request");
     assert_eq!(upstream.count(), 1);
 }
+
+#[test]
+fn a_route_switches_the_rewrite_of_its_group_off() {
+    let upstream = Upstream::echo();
+    let yaml = "
+        upstreams: { up: { endpoints: [http://@0] } }
+        routes:
+          - match: /g/*
+            rewrite: { strip_prefix: /g }
+            routes:
+              - { match: /cut, upstream: up }
+              - { match: /whole, rewrite: off, upstream: up }
+    ";
+    let gateway = Gateway::new(yaml, &[upstream.address]);
+    for (path, sent) in [("/g/cut", "/cut"), ("/g/whole", "/g/whole")] {
+        assert_eq!(gateway.get(path).status, 200);
+        assert_eq!(upstream.last().target, sent);
+    }
+}

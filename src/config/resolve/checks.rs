@@ -187,7 +187,7 @@ fn check_redirect(redirect: &Redirect, at: &At, problems: &mut Problems) {
 
 /// A route's own rewrite against its target and its path.
 pub(super) fn rewrite(route: &route::Route, matcher: &Match, problems: &mut Problems) {
-    let Some(rewrite) = &route.rewrite else { return };
+    let Some(Setting::On(rewrite)) = &route.rewrite else { return };
     let at = route.at.key("rewrite");
     let ways = [("path", &rewrite.path), ("strip_prefix", &rewrite.strip_prefix), ("regex", &rewrite.regex)];
     let written: Vec<&str> = ways.iter().filter(|(_, way)| way.is_some()).map(|(name, _)| *name).collect();

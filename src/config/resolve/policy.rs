@@ -105,9 +105,7 @@ impl Inherited {
             checks::upstream_exists(&mirror.upstream, &at.key("upstream"), config, problems);
         }
         replace(&mut self.mirror, route.mirror.as_ref(), |mirror| (mirror, at));
-        if route.rewrite.is_some() {
-            self.rewrite.clone_from(&route.rewrite);
-        }
+        replace(&mut self.rewrite, route.rewrite.as_ref(), |rewrite| rewrite);
     }
 
     pub fn into_route(self, route: &route::Route, matcher: Match, priority: i32, target: Target) -> Route {
