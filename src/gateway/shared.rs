@@ -1,6 +1,7 @@
 //! State that outlives a reload, keyed by identity. Snapshots hold the `Arc`s; what no snapshot holds any more is dropped.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -135,13 +136,20 @@ impl Shared {
         let options = Options::compile(log, directory, self.metrics.access_log_dropped());
         let opened = match options {
             Some(options) if self.control.is_some() => AccessLog::new(self.workers, options),
-            Some(_) | None => Ok(AccessLog::disabled()),
+            // Only checked: no file is made.
+            Some(options) => options.output.check().map(|()| AccessLog::disabled()),
+            None => Ok(AccessLog::disabled()),
         };
         match opened {
             Ok(opened) => opened,
             Err(error) => {
                 let at = crate::config::At::main("log").key("access").key("output");
-                problems.error(at, format!("the access log cannot be opened: {error}"));
+                let help = match error.kind() {
+                    io::ErrorKind::NotFound => Some("make its directory: only the file is made"),
+                    io::ErrorKind::PermissionDenied => Some("the user that the gateway runs as must be allowed to write there"),
+                    _ => None,
+                };
+                problems.error(at, format!("the access log cannot be opened: {error}")).help = help.map(str::to_owned);
                 AccessLog::disabled()
             }
         }

@@ -42,6 +42,21 @@ pub enum Output {
     File(PathBuf),
 }
 
+impl Output {
+    /// Whether it can be opened, as far as that can be told without making a file.
+    ///
+    /// # Errors
+    /// The directory is not there, or the path is a directory itself.
+    pub fn check(&self) -> io::Result<()> {
+        let Self::File(path) = self else { return Ok(()) };
+        if path.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::metadata(directory).map(drop)
+    }
+}
+
 /// What an access log is made from.
 #[derive(Clone, Debug)]
 pub struct Options {
