@@ -103,6 +103,20 @@ fn missing_fields() {
         "4:7",
         &["missing field \"algorithms\"", "authenticator main"],
     );
+    // All of them, and none that is there and wrong, or misspelt.
+    let found =
+        problems("authenticators:\n  main:\n    jwt: { jwks: x }\n  other:\n    jwt: { issuer: x, audience: y, algorithm: [RS256] }\n");
+    let expected = [
+        "3:10: missing field \"issuer\"",
+        "3:10: missing field \"audience\"",
+        "3:10: missing field \"algorithms\"",
+        "5:33: expected a list",
+        "5:36: unknown field \"algorithm\"",
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found} is not {expected}");
+    }
 }
 
 #[test]

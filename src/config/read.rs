@@ -11,6 +11,7 @@ use serde::de::value::StrDeserializer;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor};
 
 use super::problem::{At, Problems, Seg};
+use super::schema::required_fields;
 use super::suggest::did_you_mean;
 use super::tree::{Entry, Kind, Node};
 
@@ -31,18 +32,12 @@ pub(super) fn read<T: for<'de> Deserialize<'de> + Default>(root: &Node, file: us
             }
             Err(failure) => failure,
         };
-        let path = failure.path.unwrap_or_default();
-        let follows = failure.missing.is_some_and(|field| {
-            let mut child = path.clone();
-            child.push(Seg::Key(field.to_owned()));
-            // Dropped for a problem of its own, or there under a wrong name.
-            let misspelt = |unknown: &Unknown| {
-                unknown.path.split_last().is_some_and(|(_, parent)| parent == path)
-                    && unknown.message.contains(&format!("did you mean \"{field}\"?"))
-            };
-            state.dropped.borrow().contains(&child) || state.unknown.borrow().iter().any(misspelt)
-        });
-        if !follows {
+        let path = failure.path.clone().unwrap_or_default();
+        if failure.missing.is_some() {
+            for field in failure.all_missing(root.find(&path)).into_iter().filter(|field| !state.follows(&path, field)) {
+                problems.error(at(path.clone(), failure.on_key), format!("missing field \"{field}\""));
+            }
+        } else {
             let problem = problems.error(at(path.clone(), failure.on_key), failure.message);
             problem.help = failure.help;
         }
@@ -78,6 +73,17 @@ struct State {
 }
 
 impl State {
+    /// Whether the field under `path` was dropped for a problem of its own, or is there under a wrong name.
+    fn follows(&self, path: &[Seg], field: &str) -> bool {
+        let mut child = path.to_vec();
+        child.push(Seg::Key(field.to_owned()));
+        let misspelt = |unknown: &Unknown| {
+            unknown.path.split_last().is_some_and(|(_, parent)| parent == path)
+                && unknown.message.contains(&format!("did you mean \"{field}\"?"))
+        };
+        self.dropped.borrow().contains(&child) || self.unknown.borrow().iter().any(misspelt)
+    }
+
     fn unknown(&self, path: Vec<Seg>, key: &str, fields: &[&str]) {
         let mut unknown = self.unknown.borrow_mut();
         if !unknown.iter().any(|known| known.path == path) {
@@ -102,13 +108,25 @@ pub(super) struct Failure {
     path: Option<Vec<Seg>>,
     on_key: bool,
     missing: Option<&'static str>,
+    /// Name of the type whose field is missing.
+    structure: Option<&'static str>,
     /// Type that was expected, while it is not yet known what was found.
     expected: Option<String>,
 }
 
 impl Failure {
     fn new(message: impl fmt::Display) -> Self {
-        Self { message: message.to_string(), help: None, path: None, on_key: false, missing: None, expected: None }
+        Self { message: message.to_string(), help: None, path: None, on_key: false, missing: None, structure: None, expected: None }
+    }
+
+    /// The missing field, and the others that `node` lacks: serde stops at the first.
+    fn all_missing(&self, node: Option<&Node>) -> Vec<String> {
+        let mut fields: Vec<String> = self.missing.iter().map(|field| (*field).to_owned()).collect();
+        if let (Some(structure), Some(node)) = (self.structure, node) {
+            let required = required_fields(structure).into_iter();
+            fields.extend(required.filter(|field| Some(field.as_str()) != self.missing && node.get(field).is_none()));
+        }
+        fields
     }
 
     /// Fills in what only the place of the value tells.
@@ -349,11 +367,11 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     }
     fn deserialize_struct<V: Visitor<'de>>(
         self,
-        _: &'static str,
+        name: &'static str,
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Failure> {
-        match self.node.kind {
+        let result = match self.node.kind {
             Kind::Null => {
                 let map = Map { of: &self, entries: [].iter(), value: None, fields: Some(fields) };
                 visitor.visit_map(map).map_err(|failure| failure.at(&self.path, self.node))
@@ -361,7 +379,13 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             // A derived struct would also take a list, its fields in order: no one means that.
             Kind::List(_) => Err(<Failure as serde::de::Error>::invalid_type(Unexpected::Seq, &"a mapping").at(&self.path, self.node)),
             _ => self.any(visitor, Some(fields)),
-        }
+        };
+        result.map_err(|mut failure| {
+            if failure.missing.is_some() {
+                failure.structure.get_or_insert(name);
+            }
+            failure
+        })
     }
     fn deserialize_enum<V: Visitor<'de>>(
         self,
