@@ -100,6 +100,14 @@ fn unknown_field(key: &str, fields: &[&str]) -> (String, Option<String>) {
     (format!("unknown field \"{key}\"{hint}"), known)
 }
 
+/// A field that has to be there.
+#[derive(Debug)]
+struct Missing {
+    field: &'static str,
+    /// Name of the type that it is a field of, once that is known.
+    of: Option<&'static str>,
+}
+
 /// Why a value does not fit.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -107,24 +115,22 @@ pub(super) struct Failure {
     help: Option<String>,
     path: Option<Vec<Seg>>,
     on_key: bool,
-    missing: Option<&'static str>,
-    /// Name of the type whose field is missing.
-    structure: Option<&'static str>,
+    missing: Option<Box<Missing>>,
     /// Type that was expected, while it is not yet known what was found.
     expected: Option<String>,
 }
 
 impl Failure {
     fn new(message: impl fmt::Display) -> Self {
-        Self { message: message.to_string(), help: None, path: None, on_key: false, missing: None, structure: None, expected: None }
+        Self { message: message.to_string(), help: None, path: None, on_key: false, missing: None, expected: None }
     }
 
     /// The missing field, and the others that `node` lacks: serde stops at the first.
     fn all_missing(&self, node: Option<&Node>) -> Vec<String> {
-        let mut fields: Vec<String> = self.missing.iter().map(|field| (*field).to_owned()).collect();
-        if let (Some(structure), Some(node)) = (self.structure, node) {
-            let required = required_fields(structure).into_iter();
-            fields.extend(required.filter(|field| Some(field.as_str()) != self.missing && node.get(field).is_none()));
+        let Some(missing) = &self.missing else { return Vec::new() };
+        let mut fields = vec![missing.field.to_owned()];
+        if let (Some(name), Some(node)) = (missing.of, node) {
+            fields.extend(required_fields(name).into_iter().filter(|field| field != missing.field && node.get(field).is_none()));
         }
         fields
     }
@@ -234,7 +240,7 @@ impl serde::de::Error for Failure {
         Self { on_key: true, help, ..Self::new(message) }
     }
     fn missing_field(field: &'static str) -> Self {
-        Self { missing: Some(field), ..Self::new(format!("missing field \"{field}\"")) }
+        Self { missing: Some(Box::new(Missing { field, of: None })), ..Self::new(format!("missing field \"{field}\"")) }
     }
 }
 
@@ -381,8 +387,8 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             _ => self.any(visitor, Some(fields)),
         };
         result.map_err(|mut failure| {
-            if failure.missing.is_some() {
-                failure.structure.get_or_insert(name);
+            if let Some(missing) = &mut failure.missing {
+                missing.of.get_or_insert(name);
             }
             failure
         })
