@@ -72,7 +72,10 @@ pub enum Command {
     /// Ask a running gateway's admin address for /ready: exit 0 or 1, for container health checks
     Health,
     /// Check the configuration and print all problems
-    Check,
+    Check {
+        /// The file, as with --config
+        file: Option<PathBuf>,
+    },
     /// Show which route a request takes, and why
     Explain(Explain),
     /// Print the JSON Schema of gateway.yaml
@@ -191,8 +194,10 @@ pub(crate) fn compiled(options: &Options) -> Result<Snapshot, Vec<Report>> {
 }
 
 /// `check`: prints all problems of the configuration.
-pub fn check(options: &Options) -> io::Result<ExitCode> {
-    match compiled(options) {
+pub fn check(options: &Options, file: Option<&PathBuf>) -> io::Result<ExitCode> {
+    let mut options = options.clone();
+    options.config = file.cloned().unwrap_or(options.config);
+    match compiled(&options) {
         Ok(snapshot) => {
             print_reports(&snapshot.source.warnings)?;
             let files = snapshot.source.files.join(", ");
@@ -278,8 +283,10 @@ mod tests {
         assert_eq!(cli.options.config, PathBuf::from("a.yaml"));
         assert_eq!(cli.options.listen, ["127.0.0.1:1", "[::1]:2"]);
         let cli = Cli::try_parse_from(["tollgate", "check", "--config", "b.yaml", "--log-level", "debug"]).unwrap();
-        assert!(matches!(cli.command, Some(Command::Check)));
+        assert!(matches!(cli.command, Some(Command::Check { file: None })));
         assert_eq!(cli.options.log_level, Some(LogLevel::Debug));
+        let cli = Cli::try_parse_from(["tollgate", "check", "c.yaml"]).unwrap();
+        assert!(matches!(cli.command, Some(Command::Check { file: Some(file) }) if file.ends_with("c.yaml")));
     }
 
     #[test]

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         Command::Serve => cli::serve::serve(&cli.options),
         Command::Demo => cli::serve::demo(&cli.options),
         Command::Health => cli::health(&cli.options),
-        Command::Check => cli::check(&cli.options),
+        Command::Check { file } => cli::check(&cli.options, file.as_ref()),
         Command::Explain(request) => cli::explain::explain(&cli.options, &request),
         Command::Schema => cli::schema(),
         Command::Version => cli::version(),

@@ -1,6 +1,6 @@
 //! Values as users write them: durations, sizes, rates, percentages, status ranges, selectors.
 //!
-//! Every type parses from the text of the contract (`gateway.reference.yaml`) with [`std::str::FromStr`],
+//! Every type parses from the text that users write (`docs/configuration.md`) with [`std::str::FromStr`],
 //! prints back in the same form, and says in its error what would have been right.
 
 use std::fmt;

@@ -103,6 +103,20 @@ fn missing_fields() {
         "4:7",
         &["missing field \"algorithms\"", "authenticator main"],
     );
+    // All of them, and none that is there and wrong, or misspelt.
+    let found =
+        problems("authenticators:\n  main:\n    jwt: { jwks: x }\n  other:\n    jwt: { issuer: x, audience: y, algorithm: [RS256] }\n");
+    let expected = [
+        "3:10: missing field \"issuer\"",
+        "3:10: missing field \"audience\"",
+        "3:10: missing field \"algorithms\"",
+        "5:33: expected a list",
+        "5:36: unknown field \"algorithm\"",
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found} is not {expected}");
+    }
 }
 
 #[test]
@@ -394,6 +408,21 @@ fn a_mistake_is_told_once() {
         let reports = compile(&Shared::new(1, None), loaded, None, 1).map(|_| ()).unwrap_err();
         assert!(matches!(reports.as_slice(), [one] if one.message.contains(words)), "{authenticator}: {reports:#?}");
     }
+}
+
+#[test]
+fn an_access_log_without_a_directory_is_found_by_a_check() {
+    use tollgate::gateway::{Shared, compile};
+    let dir = tempfile::tempdir().unwrap();
+    let messages = |output: &str| {
+        let loaded = load(&Source::Text { yaml: format!("log: {{ access: {{ output: {output} }} }}\n"), dir: dir.path().to_owned() });
+        // A warning: where it is checked need not be where it runs.
+        let snapshot = compile(&Shared::new(1, None), loaded, None, 1).unwrap_or_else(|reports| panic!("{reports:?}"));
+        snapshot.source.warnings.iter().map(ToString::to_string).collect::<String>()
+    };
+    assert!(messages("none/access.log").contains("make its directory"), "{}", messages("none/access.log"));
+    assert!(messages(".").contains("cannot be opened"));
+    assert_eq!((messages("access.log"), dir.path().join("access.log").exists()), (String::new(), false));
 }
 
 #[test]

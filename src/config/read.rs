@@ -11,6 +11,7 @@ use serde::de::value::StrDeserializer;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor};
 
 use super::problem::{At, Problems, Seg};
+use super::schema::required_fields;
 use super::suggest::{did_you_mean, suggest};
 use super::tree::{Entry, Kind, Node};
 
@@ -31,16 +32,12 @@ pub(super) fn read<T: for<'de> Deserialize<'de> + Default>(root: &Node, file: us
             }
             Err(failure) => failure,
         };
-        let path = failure.path.unwrap_or_default();
-        let follows = failure.missing.is_some_and(|field| {
-            let mut child = path.clone();
-            child.push(Seg::Key(field.to_owned()));
-            // Dropped for a problem of its own, or there under a wrong name.
-            let misspelt =
-                |unknown: &Unknown| unknown.meant == Some(field) && unknown.path.split_last().is_some_and(|(_, parent)| parent == path);
-            state.dropped.borrow().contains(&child) || state.unknown.borrow().iter().any(misspelt)
-        });
-        if !follows {
+        let path = failure.path.clone().unwrap_or_default();
+        if failure.missing.is_some() {
+            for field in failure.all_missing(root.find(&path)).into_iter().filter(|field| !state.follows(&path, field)) {
+                problems.error(at(path.clone(), failure.on_key), format!("missing field \"{field}\""));
+            }
+        } else {
             let problem = problems.error(at(path.clone(), failure.on_key), failure.message);
             problem.help = failure.help;
         }
@@ -81,6 +78,15 @@ struct State {
 }
 
 impl State {
+    /// Whether the field under `path` was dropped for a problem of its own, or is there under a wrong name.
+    fn follows(&self, path: &[Seg], field: &str) -> bool {
+        let mut child = path.to_vec();
+        child.push(Seg::Key(field.to_owned()));
+        let misspelt =
+            |unknown: &Unknown| unknown.meant == Some(field) && unknown.path.split_last().is_some_and(|(_, parent)| parent == path);
+        self.dropped.borrow().contains(&child) || self.unknown.borrow().iter().any(misspelt)
+    }
+
     fn unknown(&self, path: Vec<Seg>, key: &str, fields: &[&'static str]) {
         let mut unknown = self.unknown.borrow_mut();
         if !unknown.iter().any(|known| known.path == path) {
@@ -97,6 +103,14 @@ fn unknown_field(key: &str, fields: &[&str]) -> (String, Option<String>) {
     (format!("unknown field \"{key}\"{hint}"), known)
 }
 
+/// A field that has to be there.
+#[derive(Debug)]
+struct Missing {
+    field: &'static str,
+    /// Name of the type that it is a field of, once that is known.
+    of: Option<&'static str>,
+}
+
 /// Why a value does not fit.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -104,7 +118,7 @@ pub(super) struct Failure {
     help: Option<String>,
     path: Option<Vec<Seg>>,
     on_key: bool,
-    missing: Option<&'static str>,
+    missing: Option<Box<Missing>>,
     /// Type that was expected, while it is not yet known what was found.
     expected: Option<String>,
 }
@@ -112,6 +126,16 @@ pub(super) struct Failure {
 impl Failure {
     fn new(message: impl fmt::Display) -> Self {
         Self { message: message.to_string(), help: None, path: None, on_key: false, missing: None, expected: None }
+    }
+
+    /// The missing field, and the others that `node` lacks: serde stops at the first.
+    fn all_missing(&self, node: Option<&Node>) -> Vec<String> {
+        let Some(missing) = &self.missing else { return Vec::new() };
+        let mut fields = vec![missing.field.to_owned()];
+        if let (Some(name), Some(node)) = (missing.of, node) {
+            fields.extend(required_fields(name).into_iter().filter(|field| field != missing.field && node.get(field).is_none()));
+        }
+        fields
     }
 
     /// Fills in what only the place of the value tells.
@@ -219,7 +243,7 @@ impl serde::de::Error for Failure {
         Self { on_key: true, help, ..Self::new(message) }
     }
     fn missing_field(field: &'static str) -> Self {
-        Self { missing: Some(field), ..Self::new(format!("missing field \"{field}\"")) }
+        Self { missing: Some(Box::new(Missing { field, of: None })), ..Self::new(format!("missing field \"{field}\"")) }
     }
 }
 
@@ -352,11 +376,11 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     }
     fn deserialize_struct<V: Visitor<'de>>(
         self,
-        _: &'static str,
+        name: &'static str,
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Failure> {
-        match self.node.kind {
+        let result = match self.node.kind {
             Kind::Null => {
                 let map = Map { of: &self, entries: [].iter(), value: None, fields: Some(fields) };
                 visitor.visit_map(map).map_err(|failure| failure.at(&self.path, self.node))
@@ -364,7 +388,13 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             // A derived struct would also take a list, its fields in order: no one means that.
             Kind::List(_) => Err(<Failure as serde::de::Error>::invalid_type(Unexpected::Seq, &"a mapping").at(&self.path, self.node)),
             _ => self.any(visitor, Some(fields)),
-        }
+        };
+        result.map_err(|mut failure| {
+            if let Some(missing) = &mut failure.missing {
+                missing.of.get_or_insert(name);
+            }
+            failure
+        })
     }
     fn deserialize_enum<V: Visitor<'de>>(
         self,

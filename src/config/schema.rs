@@ -14,6 +14,13 @@ pub fn json_schema() -> Value {
     schema
 }
 
+/// Names of the fields that the type `name` must have, in their order. For messages: it makes the whole schema.
+pub(super) fn required_fields(name: &str) -> Vec<String> {
+    let schema = json_schema();
+    let required = schema.pointer("/$defs").and_then(|types| types.get(name)).and_then(|of| of["required"].as_array());
+    required.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
 /// The option reference, `docs/config.md`: one table per block.
 pub fn markdown() -> String {
     let schema = json_schema();

@@ -1,6 +1,7 @@
 //! State that outlives a reload, keyed by identity. Snapshots hold the `Arc`s; what no snapshot holds any more is dropped.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -142,7 +143,13 @@ impl Shared {
             Ok(opened) => opened,
             Err(error) => {
                 let at = crate::config::At::main("log").key("access").key("output");
-                problems.error(at, format!("the access log cannot be opened: {error}"));
+                let help = match error.kind() {
+                    io::ErrorKind::NotFound => Some("make its directory: only the file is made"),
+                    io::ErrorKind::PermissionDenied => Some("the user that the gateway runs as must be allowed to write there"),
+                    _ => None,
+                };
+                let message = format!("the access log cannot be opened: {error}");
+                problems.error(at, message).help = help.map(str::to_owned);
                 AccessLog::disabled()
             }
         }

@@ -1,6 +1,6 @@
 //! Upstreams: which endpoint gets an attempt, and the state that decides it.
 //!
-//! [`Upstream`] belongs to one snapshot, [`UpstreamState`] survives reloads. A pick reads the current [`set::Set`]: the usable
+//! [`Upstream`] belongs to one snapshot, [`UpstreamState`] survives reloads. A pick reads the current `set::Set`: the usable
 //! endpoints with a balancer built for them. Whoever changes availability (checks, ejection, discovery) raises a number in the
 //! state; a set built from an older number, or one whose time is over (an ejection ends, slow start goes on), is built again by
 //! the next pick. So nothing is scanned per pick, and no timer is needed for a pick to be right.

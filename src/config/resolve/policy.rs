@@ -1,4 +1,4 @@
-//! Inheritance: from the contract's defaults through `defaults` and groups down to one route.
+//! Inheritance: from the built-in defaults through `defaults` and groups down to one route.
 
 use std::time::Duration;
 

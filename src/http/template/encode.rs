@@ -72,7 +72,7 @@ pub fn push_raw_component(out: &mut String, raw: &str) {
     }
 }
 
-/// Literal text of a path in the form that requests are brought to (semantics 2.1), or what is wrong with it.
+/// Literal text of a path in the form that requests are brought to, or what is wrong with it.
 pub fn normalise_literal(text: &str) -> Result<String, &'static str> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text.as_bytes();

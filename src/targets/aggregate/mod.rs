@@ -1,7 +1,7 @@
-//! One answer from several calls (semantics, section 14).
+//! One answer from several calls.
 //!
-//! [`compile`] checks everything at load, [`run`] calls the parts at the same time under one deadline, [`read`] bounds what comes back,
-//! [`scan`] checks it in one pass in which [`pick`] takes out of it what is wanted, [`merge`] makes one object of that, [`answer`] the
+//! `compile` checks everything at load, `run` calls the parts at the same time under one deadline, `read` bounds what comes back,
+//! `scan` checks it in one pass in which `pick` takes out of it what is wanted, `merge` makes one object of that, `answer` the
 //! response. Values stay text all the way, and large ones stay where they were received: only what is renamed or filtered is rebuilt.
 
 mod answer;

@@ -12,7 +12,7 @@ use crate::error::Reason;
 /// Values of the `method` label.
 const METHODS: [&str; 10] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "other"];
 
-/// Words for the exact cause of an authentication failure (semantics, section 11).
+/// Words for the exact cause of an authentication failure.
 pub const AUTH_ERRORS: [&str; 14] = [
     "missing",
     "malformed",
