@@ -52,7 +52,7 @@ fn scattered(n: u32) -> u32 {
 }
 
 fn limits(by: Selector, rate: &str) -> (RateLimits, Arc<Registry>) {
-    let registry = Registry::new();
+    let registry = Registry::new(1);
     let limit = RateLimit { by: Selectors(vec![by]), rate: rate.parse().unwrap(), burst: None, name: None, store: None };
     let limits = [(limit, At::main("defaults").key("rate_limit").index(0))];
     let mut problems = Problems::default();
@@ -86,9 +86,8 @@ fn exchange() -> Exchange {
         started: Instant::now(),
         method: Method::GET,
         version: Version::HTTP_11,
-        received: "/".parse().unwrap(),
         target: "/".parse().unwrap(),
-        host: Host::new(None, HeaderValue::from_static(""), 0..0),
+        host: Host::new(None, None, 0..0),
         scheme: Scheme::Http,
         client_ip,
         request_id: HeaderValue::from_static("id"),

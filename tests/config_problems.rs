@@ -253,7 +253,8 @@ fn upstreams_are_checked() {
     check("{ endpoints: [{ url: http://a, weight: 2 }] }", "no weights");
     check("{ endpoints: [{ url: http://a, weight: 1001 }], balance: weighted }", "above 1000");
     check("{ endpoints: [{ url: http://a, weight: 0 }], balance: weighted }", "all weights are 0");
-    check("{ endpoints: [http://a], health: {} }", "exactly one of path, tcp and grpc");
+    check("{ endpoints: [http://a], health: { path: /a, tcp: true } }", "exactly one of path, tcp and grpc");
+    check("{ endpoints: [http://a], health: { intervall: 1s } }", "did you mean \"interval\"");
     check("{ endpoints: [http://a], pool: { max_connections: 0 } }", "0 connections");
     check("{ endpoints: [http://a], balance: { consistent_hash: { key: ip, bounded_load: 1 } } }", "above 1");
     check("{ endpoints: [http://a], tls: { cert: x } }", "needs `key`");
@@ -285,6 +286,10 @@ fn default_names_and_their_doubles() {
     let names: Vec<String> = resolve::routes(&loaded.config, &mut loaded.problems.clone()).into_iter().map(|route| route.name).collect();
     assert_eq!(names, ["/p a.x", "/p b.x", "/q", "GET,POST /q", "/q #2"]);
     let found = problems("routes:\n  - { name: a, match: /a, respond: {} }\n  - { name: a, match: /b, respond: {} }\n");
+    assert!(found.len() == 2 && found[0].starts_with("2:13") && found[1].starts_with("3:13"), "{found:#?}");
+    let group = "routes:\n  - { name: a, match: /a/*, routes: [{ name: b, match: /b, respond: {} }] }\n";
+    assert_eq!(problems(group), Vec::<String>::new());
+    let found = problems(&format!("{group}  - {{ name: a, match: /c, respond: {{}} }}\n"));
     assert!(found.len() == 2 && found[0].starts_with("2:13") && found[1].starts_with("3:13"), "{found:#?}");
 }
 
@@ -403,21 +408,6 @@ fn a_mistake_is_told_once() {
         let reports = compile(&Shared::new(1, None), loaded, None, 1).map(|_| ()).unwrap_err();
         assert!(matches!(reports.as_slice(), [one] if one.message.contains(words)), "{authenticator}: {reports:#?}");
     }
-}
-
-#[test]
-fn an_access_log_without_a_directory_is_found_by_a_check() {
-    use tollgate::gateway::{Shared, compile};
-    let dir = tempfile::tempdir().unwrap();
-    let messages = |output: &str| {
-        let loaded = load(&Source::Text { yaml: format!("log: {{ access: {{ output: {output} }} }}\n"), dir: dir.path().to_owned() });
-        // A warning: where it is checked need not be where it runs.
-        let snapshot = compile(&Shared::new(1, None), loaded, None, 1).unwrap_or_else(|reports| panic!("{reports:?}"));
-        snapshot.source.warnings.iter().map(ToString::to_string).collect::<String>()
-    };
-    assert!(messages("none/access.log").contains("make its directory"), "{}", messages("none/access.log"));
-    assert!(messages(".").contains("cannot be opened"));
-    assert_eq!((messages("access.log"), dir.path().join("access.log").exists()), (String::new(), false));
 }
 
 #[test]

@@ -1,15 +1,21 @@
 //! `explain`: which route a request takes, why the others lost, and what would be done to it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
-use tollgate::config::resolve;
+use tollgate::config::auth::AuthRule;
+use tollgate::config::{hide, resolve};
 use tollgate::gateway::Snapshot;
-use tollgate::http::Scheme;
 use tollgate::http::target::{canonical, host};
+use tollgate::http::template::{Allowed, UrlTemplate, params_of};
+use tollgate::http::{Connection, Exchange, Params, Scheme};
 use tollgate::router::{Outcome, Query, Verdict};
 use tollgate::units;
 
@@ -76,7 +82,30 @@ impl Asked {
         let changed = canonical(&received, snapshot.encoded_slash).map_err(|detail| format!("400 bad_request: {detail}"))?;
         // A path alone is asked for in clear text.
         let scheme = if uri.scheme_str() == Some("https") { Scheme::Https } else { Scheme::Http };
-        Ok(Self { method, scheme, headers, host, target: changed.unwrap_or(received) })
+        Ok(Self { method, headers, host, target: changed.unwrap_or(received), scheme })
+    }
+
+    /// The request as templates see it: from this machine, by a caller who is not known yet.
+    fn exchange(&self, params: Params) -> Exchange {
+        let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let tls = self.scheme == Scheme::Https;
+        Exchange {
+            worker: 0,
+            connection: Arc::new(Connection { listener: 0, peer, tls, tls_version: None, client_cert: None }),
+            started: Instant::now(),
+            method: self.method.clone(),
+            version: Version::HTTP_11,
+            target: self.target.clone(),
+            host: self.host.clone(),
+            scheme: self.scheme,
+            client_ip: peer.ip(),
+            request_id: HeaderValue::from_static("REQUEST_ID"),
+            params,
+            identity: None,
+            rate_fields: None,
+            auth_error: None,
+            rate_limit: None,
+        }
     }
 }
 
@@ -86,8 +115,8 @@ fn render(snapshot: &Snapshot, asked: &Asked, query: &Query<'_>) -> (String, u8)
     let _ = writeln!(out, "{} {} on host {} by {}", asked.method, asked.target, asked.host.name(), asked.scheme.as_str());
     let outcome = snapshot.router.find(query);
     let code = match &outcome {
-        Outcome::Found { route, .. } => {
-            winner(&mut out, snapshot, *route);
+        Outcome::Found { route, params } => {
+            winner(&mut out, snapshot, *route, &asked.exchange(params.clone()));
             DONE
         }
         Outcome::MethodNotAllowed { allow } => {
@@ -108,12 +137,34 @@ fn render(snapshot: &Snapshot, asked: &Asked, query: &Query<'_>) -> (String, u8)
     (out, code)
 }
 
-fn winner(out: &mut String, snapshot: &Snapshot, index: usize) {
+fn winner(out: &mut String, snapshot: &Snapshot, index: usize, exchange: &Exchange) {
     let (Some(route), Some(place)) = (snapshot.resolved.get(index), snapshot.source.places.get(index)) else { return };
     let _ = writeln!(out, "-> route {} ({place})\n\nchain:", route.name);
     let mut step = |name: &str, text: String| {
-        let _ = writeln!(out, "  {name:<13} {text}");
+        let _ = writeln!(out, "  {name:<13} {}", hide(&text, &snapshot.source.substituted));
     };
+    policies(route, &mut step);
+    let proxied = matches!(route.target, resolve::Target::Upstream(_) | resolve::Target::Split(_));
+    if let Some((mirror, _)) = route.mirror.as_ref().filter(|_| proxied) {
+        step("mirror", format!("{} to {}", mirror.percent, target(snapshot, &resolve::Target::Upstream(mirror.upstream.clone()))));
+    }
+    step("target", target(snapshot, &route.target));
+    if let resolve::Target::Aggregate(aggregate) = &route.target {
+        for part in &aggregate.parts {
+            step("part path", format!("{} {}", part.name, part_path(&part.path, route, exchange)));
+        }
+    }
+    if let Some(compiled) = snapshot.routes.get(index).filter(|_| proxied) {
+        let path = match compiled.rewrite.as_ref().map_or(Ok(None), |rewrite| rewrite.apply(exchange)) {
+            Ok(path) => path.unwrap_or_else(|| exchange.target.clone()).to_string(),
+            Err(_) => written_path(route, "400 bad_request"),
+        };
+        step("upstream path", path);
+    }
+}
+
+/// Every step of the chain that the route has, in order, up to its target.
+fn policies(route: &resolve::Route, step: &mut impl FnMut(&str, String)) {
     let span = |duration: Option<std::time::Duration>| duration.map_or_else(|| "off".to_owned(), |d| units::Duration(d).to_string());
     if let Some((ip, _)) = &route.ip {
         step("ip", format!("allow {:?}, deny {:?}", ip.allow, ip.deny));
@@ -126,10 +177,12 @@ fn winner(out: &mut String, snapshot: &Snapshot, index: usize) {
     }
     for (limit, _) in &route.rate_limits {
         let by: Vec<String> = limit.by.0.iter().map(ToString::to_string).collect();
-        step("rate_limit", format!("{} by {}", limit.rate, by.join(", ")));
+        let burst = limit.burst.unwrap_or(limit.rate.count);
+        let store = limit.store.as_ref().map_or_else(String::new, |store| format!(", store {store}"));
+        step("rate_limit", format!("{} by {}, burst {burst}{store}", limit.rate, by.join(", ")));
     }
     if let Some((auth, _)) = &route.auth {
-        step("auth", format!("{}{}", auth.any.join(" or "), if auth.optional { " (optional)" } else { "" }));
+        step("auth", auth_rule(auth));
     }
     if let Some(rewrite) = &route.rewrite {
         let path = rewrite.path.as_ref().map(|path| format!("path {path}"));
@@ -138,16 +191,68 @@ fn winner(out: &mut String, snapshot: &Snapshot, index: usize) {
         let host = rewrite.host.as_ref().map(|host| format!("host {host}"));
         step("rewrite", [path, strip, regex, host].into_iter().flatten().collect::<Vec<_>>().join(", "));
     }
+    for (headers, _) in &route.headers {
+        for (side, ops) in [("request", &headers.request), ("response", &headers.response)] {
+            for (what, names) in [("remove", ops.remove.join(", ")), ("set", keys(&ops.set)), ("add", keys(&ops.add))] {
+                if !names.is_empty() {
+                    step("headers", format!("{side} {what} {names}"));
+                }
+            }
+        }
+        if headers.security {
+            step("headers", "security".to_owned());
+        }
+    }
     step("timeout", span(route.timeout));
     step("idle_timeout", span(route.idle_timeout));
     if let Some(retry) = &route.retry {
-        step("retry", format!("{} more", retry.attempts));
+        let when: Vec<String> = retry.when.iter().map(ToString::to_string).collect();
+        let each = retry.per_try_timeout.map_or_else(String::new, |limit| format!(", each {limit}"));
+        step("retry", format!("{} more on {}{each}", retry.attempts, when.join(", ")));
     }
-    let proxied = matches!(route.target, resolve::Target::Upstream(_) | resolve::Target::Split(_));
-    if let Some((mirror, _)) = route.mirror.as_ref().filter(|_| proxied) {
-        step("mirror", format!("{} to {}", mirror.percent, target(snapshot, &resolve::Target::Upstream(mirror.upstream.clone()))));
+}
+
+fn keys(map: &BTreeMap<String, String>) -> String {
+    map.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn auth_rule(rule: &AuthRule) -> String {
+    let mut text = rule.any.join(" or ");
+    if !rule.scopes.is_empty() {
+        let _ = write!(text, ", scopes {}", rule.scopes.join(", "));
     }
-    step("target", target(snapshot, &route.target));
+    for (name, values) in &rule.claims {
+        let _ = write!(text, ", claim {name} is {}", values.join(" or "));
+    }
+    if rule.optional {
+        text.push_str(" (optional)");
+    }
+    text
+}
+
+/// A path that this request cannot fill, as it is written; `refused` if the caller would make no difference.
+fn written_path(route: &resolve::Route, refused: &str) -> String {
+    match route.rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref()) {
+        Some(path) if of_caller(path) => path.clone(),
+        _ => refused.to_owned(),
+    }
+}
+
+/// Whether a template takes something from who calls.
+fn of_caller(template: &str) -> bool {
+    template.contains("{user}") || template.contains("{claim:")
+}
+
+/// The path of an aggregate's part; as written, if it needs the caller or another part's answer.
+fn part_path(written: &str, route: &resolve::Route, exchange: &Exchange) -> String {
+    let params = params_of(&route.matcher);
+    match UrlTemplate::parse(written, Allowed { params: &params, parts: None }) {
+        Ok(template) => template.render(exchange.into(), None).unwrap_or_else(|_| match of_caller(written) {
+            true => written.to_owned(),
+            false => "400 bad_request".to_owned(),
+        }),
+        Err(_) => written.to_owned(),
+    }
 }
 
 fn target(snapshot: &Snapshot, target: &resolve::Target) -> String {
@@ -211,7 +316,7 @@ routes:
 ";
         let shown = |path| explained(yaml, path);
         for (path, lines) in [
-            ("/one", ["mirror        10% to upstream b (http://127.0.0.1:2)", "target        upstream a (http://127.0.0.1:1)"]),
+            ("/one?x=1", ["mirror        10% to upstream b (http://127.0.0.1:2)", "target        upstream a (http://127.0.0.1:1)"]),
             (
                 "/split",
                 [
@@ -225,5 +330,64 @@ routes:
             assert!(lines.iter().all(|line| text.contains(line)), "{text}");
         }
         assert!(!shown("/many").contains("mirror "), "an aggregate is not copied");
+    }
+
+    #[test]
+    fn the_path_that_goes_upstream_is_shown_with_its_values() {
+        let yaml = "
+listeners: [{ address: '127.0.0.1:0' }]
+upstreams: { a: { endpoints: [http://127.0.0.1:1] } }
+authenticators: { k: { api_key: { keys: [{ id: a, sha256: 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae }] } } }
+routes:
+  - { match: '/users/{id}', rewrite: { path: '/v1/{id}/{scheme}?by={host}' }, upstream: a }
+  - { match: /strip/*, rewrite: { strip_prefix: /strip }, upstream: a }
+  - { match: /plain, upstream: a }
+  - { match: /me, auth: k, rewrite: { path: '/users/{user}' }, upstream: a }
+  - { match: '/void/{*rest}', rewrite: { path: '/x/{rest}' }, upstream: a }
+  - match: '/home/{id}'
+    aggregate: { parts: [{ name: x, upstream: a, path: '/x?u={id}&{query}' }, { name: y, upstream: a, path: '/y/{parts.x.id}' }] }
+";
+        for (asked, line) in [
+            ("https://shop.example/users/a%20b?n=1", "  upstream path /v1/a%20b/https?by=shop.example&n=1"),
+            ("/strip/x/y?n=1", "  upstream path /x/y?n=1"),
+            ("/plain", "  upstream path /plain"),
+            ("/me", "  upstream path /users/{user}"),
+            ("/void/", "  upstream path 400 bad_request"),
+            ("/home/7?n=1", "  part path     x /x?u=7&n=1"),
+            ("/home/7", "  part path     y /y/{parts.x.id}"),
+        ] {
+            let text = explained(yaml, asked);
+            assert!(text.lines().any(|shown| shown == line), "{line} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn the_chain_has_effective_values() {
+        let yaml = "
+listeners: [{ address: '127.0.0.1:0' }]
+redis: { main: { url: redis://127.0.0.1:1 } }
+upstreams: { a: { endpoints: [http://127.0.0.1:1] } }
+authenticators: { k: { api_key: { keys: [{ id: a, sha256: 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae }] } } }
+defaults: { rate_limit: [{ by: ip, rate: 100/s, store: main }], headers: { security: true, response: { remove: [server] } } }
+routes:
+  - match: /a
+    auth: { any: [k], scopes: [read], claims: { role: [admin, staff] } }
+    rate_limit: [{ by: global, rate: 5/m, burst: 7 }]
+    retry: { attempts: 2, when: [connect, 503], per_try_timeout: 1s }
+    headers: { request: { set: { x-secret: 'hidden' } } }
+    upstream: a
+";
+        let text = explained(yaml, "/a");
+        for line in [
+            "  rate_limit    100/s by ip, burst 100, store main",
+            "  rate_limit    5/m by global, burst 7",
+            "  auth          k, scopes read, claim role is admin or staff",
+            "  headers       response remove server",
+            "  headers       security",
+            "  headers       request set x-secret",
+            "  retry         2 more on connect, 503, each 1s",
+        ] {
+            assert!(text.lines().any(|shown| shown == line), "{line} is not in {text}");
+        }
     }
 }

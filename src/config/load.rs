@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::string::FromUtf8Error;
 
 use serde::Deserialize;
@@ -170,20 +170,20 @@ impl Loader<'_> {
     }
 
     fn includes(&mut self, config: &mut Config) {
-        let mut seen: Vec<PathBuf> = Vec::new();
+        let mut paths: Vec<PathBuf> = Vec::new();
         for (index, pattern) in config.include.clone().iter().enumerate() {
-            let at = At::main("include").index(index);
-            for path in self.matching(pattern, &at) {
-                if seen.contains(&path) {
-                    continue;
-                }
-                seen.push(path.clone());
-                self.include(&path, config);
-            }
+            paths.extend(self.matching(pattern, &At::main("include").index(index)));
+        }
+        // In the order of their paths, whatever lists them: it decides between regexes that are otherwise equal.
+        let plain = |path: &PathBuf| path.components().filter(|part| *part != Component::CurDir).collect::<PathBuf>();
+        paths.sort_by_cached_key(plain);
+        paths.dedup_by_key(|path| plain(path));
+        for path in paths {
+            self.include(&path, config);
         }
     }
 
-    /// The files `pattern` names, sorted.
+    /// The files `pattern` names.
     fn matching(&mut self, pattern: &str, at: &At) -> Vec<PathBuf> {
         let dir = self.files[0].dir.clone();
         let full = dir.join(pattern);
@@ -200,11 +200,7 @@ impl Loader<'_> {
         self.watch.extend(glob_directories(&dir, pattern));
         let escaped = Path::new(&glob::Pattern::escape(&dir.to_string_lossy())).join(pattern);
         match glob::glob(&escaped.to_string_lossy()) {
-            Ok(paths) => {
-                let mut paths: Vec<PathBuf> = paths.filter_map(Result::ok).filter(|path| path.is_file()).collect();
-                paths.sort();
-                paths
-            }
+            Ok(paths) => paths.filter_map(Result::ok).filter(|path| path.is_file()).collect(),
             Err(error) => {
                 self.problems.error(at.clone(), format!("\"{pattern}\" is not a pattern: {}", error.msg));
                 Vec::new()

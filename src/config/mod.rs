@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use dump::effective_json;
+pub use dump::{effective_json, hide};
 pub use problem::{At, Problem, Problems};
 pub use suggest::suggest;
 
@@ -57,7 +57,7 @@ pub struct Config {
     pub defaults: route::Policy,
     /// The routes; what wins is decided by precedence, not by order.
     pub routes: Vec<route::Route>,
-    /// Places of values that could not be read and are missing here.
+    /// Places of values that could not be read and are missing here; with `on_key`, those of fields that are there under a misspelt name.
     #[serde(skip)]
     pub dropped: Vec<At>,
 }
@@ -65,6 +65,11 @@ pub struct Config {
 impl Config {
     /// Whether something written at `at` or in it could not be read: then what is missing there is no further problem.
     pub fn is_damaged(&self, at: &At) -> bool {
-        self.dropped.iter().any(|dropped| dropped.file == at.file && dropped.path.starts_with(&at.path))
+        self.dropped.iter().any(|dropped| !dropped.on_key && dropped.file == at.file && dropped.path.starts_with(&at.path))
+    }
+    /// Whether one of `fields` of the mapping at `at` is missing only because it could not be read or its name is misspelt.
+    pub fn has_lost(&self, at: &At, fields: &[&str]) -> bool {
+        let misspelt = |field: &&str| self.dropped.contains(&at.key(field).its_key());
+        self.is_damaged(at) || fields.iter().any(misspelt)
     }
 }

@@ -102,10 +102,11 @@ impl Problems {
     pub fn list(&self) -> &[Problem] {
         &self.list
     }
-    /// Adds those of `other` at places that have no error yet: a second look at the same mistake helps nobody.
+    /// Adds those of `other` at places that have no error yet, neither there nor inside: a second look at the same mistake helps nobody.
     pub fn extend_new(&mut self, other: Problems) {
         for problem in other.list {
-            let known = self.list.iter().any(|old| old.at == problem.at && old.severity == Severity::Error || *old == problem);
+            let covers = |old: &Problem| old.at.file == problem.at.file && old.at.path.starts_with(&problem.at.path);
+            let known = self.list.iter().any(|old| old.severity == Severity::Error && covers(old) || *old == problem);
             if !known {
                 self.list.push(problem);
             }

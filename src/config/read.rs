@@ -12,7 +12,7 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, Expected, IntoDeseri
 
 use super::problem::{At, Problems, Seg};
 use super::schema::required_fields;
-use super::suggest::did_you_mean;
+use super::suggest::{did_you_mean, suggest};
 use super::tree::{Entry, Kind, Node};
 
 /// Name under which [`crate::units::Setting`] asks for a value that may be `off`.
@@ -51,7 +51,10 @@ pub(super) fn read<T: for<'de> Deserialize<'de> + Default>(root: &Node, file: us
 }
 
 fn finish(state: State, file: usize, problems: &mut Problems, dropped: &mut Vec<At>) {
-    for Unknown { path, message, help } in state.unknown.into_inner() {
+    for Unknown { path, message, help, meant } in state.unknown.into_inner() {
+        if let (Some(meant), Some((_, parent))) = (meant, path.split_last()) {
+            dropped.push(At { file, path: parent.to_vec(), on_key: false }.key(meant).its_key());
+        }
         problems.error(At { file, path, on_key: true }, message).help = help;
     }
     dropped.extend(state.dropped.into_inner().into_iter().map(|path| At { file, path, on_key: false }));
@@ -62,6 +65,8 @@ struct Unknown {
     path: Vec<Seg>,
     message: String,
     help: Option<String>,
+    /// The field it seems to be meant as.
+    meant: Option<&'static str>,
 }
 
 #[derive(Default)]
@@ -78,17 +83,16 @@ impl State {
         let mut child = path.to_vec();
         child.push(Seg::Key(field.to_owned()));
         let misspelt = |unknown: &Unknown| {
-            unknown.path.split_last().is_some_and(|(_, parent)| parent == path)
-                && unknown.message.contains(&format!("did you mean \"{field}\"?"))
+            unknown.meant == Some(field) && unknown.path.split_last().is_some_and(|(_, parent)| parent == path)
         };
         self.dropped.borrow().contains(&child) || self.unknown.borrow().iter().any(misspelt)
     }
 
-    fn unknown(&self, path: Vec<Seg>, key: &str, fields: &[&str]) {
+    fn unknown(&self, path: Vec<Seg>, key: &str, fields: &[&'static str]) {
         let mut unknown = self.unknown.borrow_mut();
         if !unknown.iter().any(|known| known.path == path) {
             let (message, help) = unknown_field(key, fields);
-            unknown.push(Unknown { path, message, help });
+            unknown.push(Unknown { path, message, help, meant: suggest(key, fields.iter().copied()) });
         }
     }
 }

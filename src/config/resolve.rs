@@ -71,10 +71,10 @@ pub enum Target {
 pub fn routes(config: &Config, problems: &mut Problems) -> Vec<Route> {
     let mut inherited = Inherited::default();
     inherited.apply(&config.defaults, &At::main("defaults"), config, problems);
-    let mut walk = Walk { config, problems, found: Vec::new() };
+    let mut walk = Walk { config, problems, found: Vec::new(), groups: Vec::new() };
     walk.list(&config.routes, &inherited, &Conditions::default());
-    let Walk { mut found, problems, .. } = walk;
-    name(&mut found, problems);
+    let Walk { mut found, groups, problems, .. } = walk;
+    name(&mut found, groups, problems);
     found.into_iter().map(|found| found.route).collect()
 }
 
@@ -103,6 +103,8 @@ struct Walk<'a> {
     config: &'a Config,
     problems: &'a mut Problems,
     found: Vec<Unnamed>,
+    /// Names of groups, which only problems show, and where they are written.
+    groups: Vec<(String, At)>,
 }
 
 impl Walk<'_> {
@@ -124,9 +126,7 @@ impl Walk<'_> {
         }
         if let Some(children) = &route.routes {
             conditions.check_group(route, self.problems);
-            if let Some(name) = &route.name {
-                self.problems.error(route.at.key("name"), format!("a group has no name (\"{name}\")")).help("name the routes in it");
-            }
+            self.groups.extend(route.name.clone().map(|name| (name, route.at.clone())));
             return self.list(children, &inherited, &conditions);
         }
         conditions.check_route(route, self.config, self.problems);
@@ -146,7 +146,7 @@ impl Walk<'_> {
                     format!("a route has exactly one target, and this one has {}: {}", targets.len(), targets.join(", ")),
                 )
                 .help("keep one of them");
-        } else if !self.config.is_damaged(&route.at) {
+        } else if !self.config.has_lost(&route.at, &checks::TARGETS) {
             self.problems
                 .error(route.at.clone(), "this route has no target")
                 .help("add one of upstream, split, aggregate, respond, redirect or routes");
@@ -155,16 +155,17 @@ impl Walk<'_> {
 }
 
 /// Gives every route without a name its default one, and refuses equal written ones.
-fn name(found: &mut [Unnamed], problems: &mut Problems) {
+fn name(found: &mut [Unnamed], groups: Vec<(String, At)>, problems: &mut Problems) {
     let mut taken: BTreeMap<String, At> = BTreeMap::new();
-    for one in found.iter().filter(|one| one.written) {
-        if let Some(first) = taken.get(&one.route.name) {
-            let message = format!("the route name \"{}\" is used twice", one.route.name);
+    let routes = found.iter().filter(|one| one.written).map(|one| (one.route.name.clone(), one.route.at.clone()));
+    for (name, at) in groups.into_iter().chain(routes) {
+        if let Some(first) = taken.get(&name) {
+            let message = format!("the route name \"{name}\" is used twice");
             problems.error(first.key("name"), message.clone());
-            problems.error(one.route.at.key("name"), message).help("every route needs a name of its own");
+            problems.error(at.key("name"), message).help("every route needs a name of its own");
             continue;
         }
-        taken.insert(one.route.name.clone(), one.route.at.clone());
+        taken.insert(name, at);
     }
     let mut uses: BTreeMap<String, usize> = BTreeMap::new();
     for one in found.iter().filter(|one| !one.written) {

@@ -41,7 +41,7 @@ pub struct Policy {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Route {
-    /// Unique; used in logs, metrics and `/routes`. Default: methods and path.
+    /// Unique; used in logs, metrics and `/routes`, a group's only in problems. Default: methods and path.
     pub name: Option<String>,
     /// Which requests: `[METHOD[,METHOD]] PATH`, or the conditions one by one.
     #[serde(rename = "match")]

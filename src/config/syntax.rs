@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn braces_in_a_flow_mapping() {
         check("a:\n  rewrite: { path: /users/{id} }\n", 2, 20, "write \"/users/{id}\"");
-        check("a: [x, ${NAME}]\n", 1, 8, "write \"${NAME}\"");
+        check("a: [x, ${NAME]\n", 1, 8, "write \"${NAME");
         check("a:\n  path: {id}/x\n", 2, 9, "write \"{id}/x\"");
     }
 

@@ -3,6 +3,8 @@
 //! The YAML reader tells places only in errors. So every scalar is handed over and then refused on purpose: the refusal carries its
 //! place, and reading goes on behind it. Places of lists and mappings follow from their first element.
 
+mod variables;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -74,7 +76,8 @@ impl Fault {
 pub(super) fn parse(text: &str) -> Result<(Node, Vec<Fault>), (Option<Place>, String)> {
     let build = Rc::new(Build { lines: split_lines(text), nodes: Cell::new(0), faults: Cell::default() });
     let slot = Slot::default();
-    let result = Seed { slot: slot.clone(), build: build.clone() }.deserialize(serde_yaml::Deserializer::from_str(text));
+    let held = variables::hold(text);
+    let result = Seed { slot: slot.clone(), build: build.clone() }.deserialize(serde_yaml::Deserializer::from_str(&held));
     let mut node = match (result, slot.take()) {
         (Ok(()), Some(node)) => node,
         (Err(error), Some(mut node)) if node.is_scalar() && error.to_string().contains(PLACE) => {
@@ -86,6 +89,10 @@ pub(super) fn parse(text: &str) -> Result<(Node, Vec<Fault>), (Option<Place>, St
     };
     let mut faults = build.faults.take();
     merge(&mut node, &mut faults);
+    if held != text {
+        variables::release(&mut node);
+        faults.iter_mut().for_each(|fault| variables::restore(&mut fault.message));
+    }
     Ok((node, faults))
 }
 

@@ -1,7 +1,7 @@
 //! `upstreams`.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::config::At;
 use crate::units::{Duration, Percent, Selector, Setting, StatusRange};
@@ -25,6 +25,7 @@ pub struct Upstream {
     /// Connections, per endpoint.
     pub pool: Pool,
     /// Active checks; omit for none.
+    #[serde(deserialize_with = "checked")]
     pub health: Option<Health>,
     /// Ejection of endpoints that fail live traffic.
     pub outlier: Setting<Outlier>,
@@ -182,7 +183,7 @@ impl Default for Pool {
     }
 }
 
-/// Active health checks. Exactly one of `path`, `tcp: true`, `grpc`.
+/// Active health checks: one of `path`, `tcp: true`, `grpc`, and `path: /health` if none is written.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Health {
@@ -202,6 +203,18 @@ pub struct Health {
     pub unhealthy: u32,
     /// Statuses that pass.
     pub expect: Vec<StatusRange>,
+}
+
+/// A check of what nobody named asks for `/health`.
+fn checked<'de, D: Deserializer<'de>>(written: D) -> Result<Option<Health>, D::Error> {
+    let mut health = Option::<Health>::deserialize(written)?;
+    if let Some(health) = &mut health
+        && !health.tcp
+        && health.grpc.is_none()
+    {
+        health.path.get_or_insert_with(|| "/health".to_owned());
+    }
+    Ok(health)
 }
 
 impl Default for Health {

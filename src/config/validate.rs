@@ -16,7 +16,7 @@ use crate::units::{Duration, Selector, Setting};
 
 /// Checks everything but the routes, which [`super::resolve::routes`] checks.
 pub fn validate(config: &Config, problems: &mut Problems) {
-    if config.tracing.is_some() {
+    if config.tracing.is_some() || config.is_damaged(&At::main("tracing")) {
         later(problems, &At::main("tracing"), "tracing");
     }
     listeners(config, problems);
@@ -65,7 +65,7 @@ fn one_listener(listener: &Listener, at: &At, config: &Config, problems: &mut Pr
     }
     let Some(tls) = &listener.tls else { return };
     let at = at.key("tls");
-    if tls.certificates.is_empty() && !config.is_damaged(&at) {
+    if tls.certificates.is_empty() && !config.has_lost(&at, &["certificates"]) {
         problems.error(at.key("certificates"), "TLS needs at least one certificate");
     }
     if tls.client_auth.is_some() && tls.client_ca.is_none() {
@@ -181,7 +181,7 @@ fn authenticators(config: &Config, problems: &mut Problems) {
             problems
                 .error(at.clone(), format!("an authenticator has exactly one kind, and this one has {}", written.join(", ")))
                 .help("give each an entry of its own; a route's `auth` can list several");
-        } else if written.is_empty() && !config.is_damaged(at) {
+        } else if written.is_empty() && !config.has_lost(at, &kinds.map(|(name, _)| name)) {
             problems
                 .error(at.clone(), "this authenticator has no kind")
                 .help("add one of jwt, api_key, introspection, basic or client_cert");

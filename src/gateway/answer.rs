@@ -9,14 +9,14 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::Reason;
 use crate::gateway::view::{RouteHandle, View};
 use crate::http::body::ClientBody;
-use crate::http::clock::{Clock, Phase};
-use crate::http::connection::ConnectionState;
+use crate::http::clock::Phase;
+use crate::http::connection::Link;
 use crate::http::grpc_web;
 use crate::telemetry::access_log::Entry;
 use crate::upstream::body::{BodyError, UpstreamBody};
@@ -106,10 +106,12 @@ impl ResponseBody {
     pub fn new(source: Source, finish: Box<Finish>, bodiless: bool) -> Self {
         let source = match source {
             Source::Tunnel(opening) => {
-                finish.clock.enter(Phase::Tunnel, Instant::now());
+                finish.link.clock().enter(Phase::Tunnel, Instant::now());
                 opening.start(finish);
                 return Self { source: Source::Empty, finish: None, bytes: 0, complete: true, cutting: None };
             }
+            // Whatever the upstream sends all the same, the client does not wait for it.
+            _ if bodiless => Source::Empty,
             other => other,
         };
         let complete = bodiless || matches!(source, Source::Empty);
@@ -119,6 +121,11 @@ impl ResponseBody {
     /// A body that nobody accounts for.
     pub fn unaccounted(bytes: Bytes) -> Self {
         Self { source: Source::Full(bytes), finish: None, bytes: 0, complete: true, cutting: None }
+    }
+
+    /// The field that the request id goes in.
+    pub fn id_name(&self) -> Option<&HeaderName> {
+        self.finish.as_ref()?.snapshot.request_id.as_ref()
     }
 
     /// Sends on what the client sends of its body meanwhile: for when the client takes nothing of this one.
@@ -175,9 +182,9 @@ impl Body for ResponseBody {
                 }
                 if let Some(data) = frame.data_ref() {
                     this.bytes += data.len() as u64;
-                    if let Some(finish) = this.finish.as_ref().filter(|finish| finish.connection.is_none()) {
+                    if let Some(Link::Http2(clock)) = this.finish.as_ref().map(|finish| &finish.link) {
                         // An HTTP/2 stream has no socket of its own that would tell its clock.
-                        finish.clock.moved(data.len());
+                        clock.moved(data.len());
                         if data.len() < SMALL
                             && let Some(data) = frame.data_mut()
                         {
@@ -230,6 +237,8 @@ pub struct Finish {
     pub route: Option<RouteHandle>,
     /// When its head was complete.
     pub started: Instant,
+    /// When all of the answer was there, if that was before its first byte was sent.
+    pub whole_at: Option<Instant>,
     /// Protocol version of the request.
     pub version: Version,
     /// Method, for the metrics.
@@ -238,10 +247,8 @@ pub struct Finish {
     pub status: u16,
     /// Reason of a gateway-made answer.
     pub reason: Option<Reason>,
-    /// The clock of its connection or stream.
-    pub clock: Arc<Clock>,
-    /// Its HTTP/1 connection.
-    pub connection: Option<Arc<ConnectionState>>,
+    /// What the answer goes back on.
+    pub link: Link,
     /// Its request body.
     pub body: Option<Arc<ClientBody>>,
     /// The log line, but for what is known only at the end. `None` if no log is written.
@@ -283,23 +290,24 @@ impl Finish {
     }
 
     fn run(mut self, bytes: u64, complete: bool, cut: Option<Reason>) {
-        let now = Instant::now();
+        // An answer that was there with its head is handed over at once: no other look at the clock is needed.
+        let now = self.whole_at.filter(|_| complete).unwrap_or_else(Instant::now);
         let mut reason = self.reason;
         if !complete {
             // The clock cut it, the upstream did, or else the client is gone.
-            let stalled = self.clock.stalled_now();
+            let stalled = self.link.clock().stalled_now();
             reason = reason.or(cut).or(Some(if stalled { Reason::IdleTimeout } else { Reason::ClientClosed }));
         }
         let unread = self.body.as_ref().is_some_and(|body| !body.ended());
-        if let Some(connection) = &self.connection {
+        if let Some(connection) = self.link.http1() {
             // An HTTP/1.0 body may end with the connection: only a reset shows that it was cut.
             connection.abort.store(!complete && self.version == Version::HTTP_10, Relaxed);
             if unread {
                 connection.linger.store(true, Relaxed);
             }
-            self.clock.enter(Phase::Idle, now);
+            self.link.clock().enter(Phase::Idle, now);
         } else {
-            self.clock.enter(Phase::Tunnel, now);
+            self.link.clock().enter(Phase::Tunnel, now);
         }
         let metrics = self.route.as_ref().map_or(&self.snapshot.no_route, |route| &route.metrics);
         let status = if complete || reason != Some(Reason::ClientClosed) { self.status } else { Reason::ClientClosed.status() };
@@ -362,7 +370,7 @@ impl Pending {
     }
 
     /// Hands over to the response.
-    pub fn into_finish(mut self) -> Option<Box<Finish>> {
+    pub fn take(&mut self) -> Option<Box<Finish>> {
         self.0.take()
     }
 

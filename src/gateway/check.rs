@@ -20,6 +20,13 @@ fn bad(detail: &'static str) -> Box<Refusal> {
 /// Everything that makes a request unacceptable whatever its route; makes host and path canonical and takes away what belongs
 /// to this hop or to the gateway alone.
 pub(super) fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts) -> Result<(), Box<Refusal>> {
+    check_head(ex, cx, head).inspect_err(|_| {
+        // Whatever was found first, a call is answered as one.
+        recognise_grpc(ex, cx, head);
+    })
+}
+
+fn check_head(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts) -> Result<(), Box<Refusal>> {
     let snapshot = cx.snapshot;
     check_size(snapshot, head)?;
     let seen = cx.seen;
@@ -50,7 +57,7 @@ pub(super) fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request:
         }
     }
     let form = if cx.websocket.is_some() { TargetForm::Origin } else { check_target(&head.method, &head.uri).map_err(bad)? };
-    ex.host = match &cx.state {
+    ex.host = match cx.link.http1() {
         Some(state) => state.host(head),
         None => host(head.version, &head.headers, &head.uri),
     }
@@ -75,33 +82,40 @@ pub(super) fn check(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request:
     Ok(())
 }
 
-fn check_grpc(ex: &Exchange, cx: &mut Context<'_>, head: &request::Parts) -> Result<(), Box<Refusal>> {
+/// `false`: gRPC on HTTP/1, which cannot be answered as a call.
+fn recognise_grpc(ex: &Exchange, cx: &mut Context<'_>, head: &request::Parts) -> bool {
     if ex.method != Method::POST {
-        return Ok(());
+        return true;
     }
     cx.grpc_web = grpc_web::Call::recognise(&head.headers);
-    if cx.grpc_web.is_none() && grpc::is_grpc(&head.headers) {
-        if head.version < Version::HTTP_2 {
-            return Err(bad("gRPC needs HTTP/2."));
-        }
-        cx.grpc = true;
-    }
+    let is_grpc = cx.grpc_web.is_none() && grpc::is_grpc(&head.headers);
+    cx.grpc = is_grpc && head.version >= Version::HTTP_2;
     if (cx.grpc || cx.grpc_web.is_some())
         && let Some(finish) = cx.pending.get()
     {
         finish.grpc = true;
     }
+    cx.grpc || !is_grpc
+}
+
+fn check_grpc(ex: &Exchange, cx: &mut Context<'_>, head: &request::Parts) -> Result<(), Box<Refusal>> {
+    if !recognise_grpc(ex, cx, head) {
+        return Err(bad("gRPC needs HTTP/2."));
+    }
     if cx.grpc { grpc::timeout(&head.headers).map(|_| ()).map_err(|_| bad("grpc-timeout cannot be read.")) } else { Ok(()) }
 }
 
-/// 414 and 431 with a body, before hyper's own limit, which is about twice as large.
+/// Two spaces, the version and two line ends: what an HTTP/1 head has beside method, target and fields.
+const START_LINE: usize = 14;
+
+/// 414 and 431 with a body, before the parser's own limit, which is about twice as large.
 fn check_size(snapshot: &Snapshot, head: &request::Parts) -> Result<(), Box<Refusal>> {
     let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target > snapshot.max_header_size {
         return Err(Refusal::new(Reason::UriTooLong, "The request target is longer than this gateway allows.").closing());
     }
     let fields: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if head.headers.len() > snapshot.max_headers || head.method.as_str().len() + target + fields + 13 > snapshot.max_header_size {
+    if head.headers.len() > snapshot.max_headers || head.method.as_str().len() + target + fields + START_LINE > snapshot.max_header_size {
         return Err(Refusal::new(Reason::HeadersTooLarge, "The request head is larger than this gateway allows.").closing());
     }
     Ok(())

@@ -17,7 +17,7 @@ pub struct Fallback {
 impl Fallback {
     /// Puts the fields on a response.
     pub fn finish_response(&self, ex: &Exchange, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
-        if !self.headers.is_empty() {
+        if self.headers.change_responses() {
             self.headers.response(ex, headers, ex.scheme == crate::http::Scheme::Https);
         }
         if let Some(cors) = &self.cors {

@@ -1,5 +1,6 @@
 //! From a request head to a response: the checks that come before any route is known, the route's chain, and the way back.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -12,20 +13,20 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, ORIGIN, REFERER, TRAILER, USER_AGENT};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, request, response};
 use http_body::Body;
 
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Finish, Panicked, Pending, ResponseBody, Source};
 use crate::gateway::check::check;
 use crate::gateway::ending::Ending;
+use crate::gateway::reply::{Answer, Answered};
 use crate::gateway::route::Route;
 use crate::gateway::snapshot::Snapshot;
 use crate::gateway::view::{RouteHandle, View};
 use crate::http::body::ClientBody;
 use crate::http::client_addr::{client_address, unmap};
-use crate::http::clock::Clock;
-use crate::http::connection::ConnectionState;
+use crate::http::connection::Link;
 use crate::http::headers::{Survey, effective_scheme, make_request_id, request_id};
 use crate::http::incoming::Incoming;
 use crate::http::upgrade::Upgrading;
@@ -47,10 +48,8 @@ pub struct Inbound {
     pub snapshot: Arc<View>,
     /// Facts about the connection.
     pub connection: Arc<Connection>,
-    /// The clock of the connection (HTTP/1) or stream (HTTP/2).
-    pub clock: Arc<Clock>,
-    /// State of an HTTP/1 connection.
-    pub state: Option<Arc<ConnectionState>>,
+    /// What the answer goes back on.
+    pub link: Link,
     /// What its listener says of its end.
     pub ending: Arc<Ending>,
     /// The byte stream of an HTTP/1 connection, for a request that asks for an upgrade.
@@ -63,10 +62,8 @@ pub struct Inbound {
 pub struct Context<'a> {
     /// The configuration.
     pub snapshot: &'a Arc<View>,
-    /// The clock of the request.
-    pub clock: Arc<Clock>,
-    /// State of an HTTP/1 connection.
-    pub state: Option<Arc<ConnectionState>>,
+    /// What the answer goes back on.
+    pub link: Link,
     /// The client's body, until someone takes it.
     pub incoming: Option<Incoming>,
     /// The client's body, once someone reads it.
@@ -113,59 +110,47 @@ pub enum CorsFields {
     Withheld,
 }
 
-/// An answer before the fields that every response gets.
-pub struct Answer {
-    /// Its head.
-    pub parts: response::Parts,
-    /// Its body.
-    pub source: Source,
-}
-
-impl Answer {
-    /// An answer.
-    pub fn new(parts: response::Parts, source: Source) -> Self {
-        Self { parts, source }
-    }
-
-    /// An answer from memory.
-    pub fn full((parts, bytes): (response::Parts, Bytes)) -> Self {
-        Self::new(parts, if bytes.is_empty() { Source::Empty } else { Source::Full(bytes) })
-    }
-
-    /// A 204.
-    pub fn no_content() -> Self {
-        let (mut parts, ()) = Response::new(()).into_parts();
-        parts.status = StatusCode::NO_CONTENT;
-        Self::new(parts, Source::Empty)
-    }
+/// An [`Inbound`] whose configuration is held elsewhere.
+struct Taken<'a> {
+    worker: usize,
+    snapshot: &'a Arc<View>,
+    connection: Arc<Connection>,
+    link: Link,
+    ending: Arc<Ending>,
+    upgrading: Option<Upgrading>,
+    survey: Option<Survey>,
 }
 
 /// Which rules a response gets.
-enum Scope {
+enum Scope<'a> {
     /// None but the request id: the request was never understood.
     Bare,
     /// `headers` and `cors` of `defaults`: no route.
     Fallback,
     /// The route's.
-    Route(RouteHandle),
+    Route(&'a RouteHandle),
 }
 
-type Outcomes = (Result<Answer, Box<Refusal>>, Scope);
+type Outcomes<'a> = (Result<Answer, Box<Refusal>>, Scope<'a>);
 
 /// Answers a request. A panic on the way costs this request only: a 500.
-pub async fn handle(inbound: Inbound, request: Request<Incoming>) -> Response<ResponseBody> {
-    let snapshot = Arc::clone(&inbound.snapshot);
-    let mut answering = pin!(AssertUnwindSafe(answer(inbound, request)));
-    std::future::poll_fn(|cx| match std::panic::catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx))) {
-        Ok(poll) => poll,
-        Err(_) => Poll::Ready(internal_error(&snapshot)),
+pub async fn handle(inbound: Inbound, request: Request<Incoming>) -> Answered {
+    let Inbound { worker, snapshot, connection, link, ending, upgrading, survey } = inbound;
+    let inbound = Taken { worker, snapshot: &snapshot, connection, link, ending, upgrading, survey };
+    // Pinned as it is made, and its outcome put where it stays: both are large, and every step would move them.
+    let mut answering = pin!(answer(inbound, request));
+    let mut response = None;
+    std::future::poll_fn(|cx| {
+        let poll = || answering.as_mut().poll(cx).map(|answer| response = Some(answer));
+        std::panic::catch_unwind(AssertUnwindSafe(poll)).unwrap_or(Poll::Ready(()))
     })
-    .await
+    .await;
+    response.unwrap_or_else(|| internal_error(&snapshot))
 }
 
 /// The answer to bytes that are no request, of which there is nothing to route, to log or to count.
 pub fn refuse_unread(snapshot: &Snapshot, refusal: &Refusal) -> (response::Parts, Bytes) {
-    let id = make_request_id(unix_ms());
+    let id = make_request_id(unix_ms(Instant::now()));
     let (mut parts, bytes) = problem::response(refusal, &id, false);
     if let Some(name) = &snapshot.request_id {
         parts.headers.insert(name.clone(), id);
@@ -173,9 +158,9 @@ pub fn refuse_unread(snapshot: &Snapshot, refusal: &Refusal) -> (response::Parts
     (parts, bytes)
 }
 
-fn internal_error(snapshot: &Snapshot) -> Response<ResponseBody> {
+fn internal_error(snapshot: &Snapshot) -> Answered {
     let request = Panicked::take();
-    let id = request.request_id.unwrap_or_else(|| make_request_id(unix_ms()));
+    let id = request.request_id.unwrap_or_else(|| make_request_id(unix_ms(Instant::now())));
     events::request_panicked(&String::from_utf8_lossy(id.as_bytes()));
     let refusal = Refusal::new(Reason::Internal, "The gateway failed to handle this request.");
     let (mut parts, bytes) =
@@ -183,31 +168,40 @@ fn internal_error(snapshot: &Snapshot) -> Response<ResponseBody> {
     if let Some(name) = &snapshot.request_id {
         parts.headers.insert(name.clone(), id);
     }
-    Response::from_parts(parts, ResponseBody::unaccounted(bytes))
+    Answered::unaccounted(parts, bytes)
 }
 
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+/// Milliseconds since 1970. The second clock is read once in a second; between, the first one tells how far it has gone.
+fn unix_ms(now: Instant) -> u64 {
+    thread_local! {
+        static READ: Cell<Option<(Instant, u64)>> = const { Cell::new(None) };
+    }
+    let since = |read: Instant| u64::try_from(now.saturating_duration_since(read).as_millis()).unwrap_or(u64::MAX);
+    if let Some((read, unix)) = READ.get().filter(|(read, _)| since(*read) < 1000) {
+        return unix.saturating_add(since(read));
+    }
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+    READ.set(Some((now, unix)));
+    unix
 }
 
-async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<ResponseBody> {
+async fn answer(inbound: Taken<'_>, request: Request<Incoming>) -> Answered {
     let now = Instant::now();
     let has_body = !request.body().is_end_stream();
-    inbound.clock.request_started(now, has_body);
+    inbound.link.clock().request_started(now, has_body);
     let (head, incoming) = request.into_parts();
-    let snapshot = Arc::clone(&inbound.snapshot);
-    let trusted = !snapshot.trusted.is_empty() && snapshot.trusted.contains(unmap(inbound.connection.peer.ip()));
-    let mut ex = exchange(&inbound, &head, now, trusted);
-    let pending = Pending::new(finish(&inbound, &ex, &head));
-    let seen = inbound.survey.unwrap_or_else(|| Survey::of(&head.headers));
+    let Taken { worker, snapshot, connection, link, ending, upgrading, survey } = inbound;
+    let trusted = !snapshot.trusted.is_empty() && snapshot.trusted.contains(unmap(connection.peer.ip()));
+    let mut ex = exchange(worker, snapshot, connection, &head, now, trusted);
+    let pending = Pending::new(finish(snapshot, &link, &ex, &head));
+    let seen = survey.unwrap_or_else(|| Survey::of(&head.headers));
     let mut cx = Context {
-        snapshot: &snapshot,
-        clock: inbound.clock,
-        state: inbound.state,
+        snapshot,
+        link,
         incoming: has_body.then_some(incoming),
         body: None,
         websocket: None,
-        upgrading: inbound.upgrading,
+        upgrading,
         extended: false,
         grpc_web: None,
         grpc: false,
@@ -219,34 +213,37 @@ async fn answer(inbound: Inbound, request: Request<Incoming>) -> Response<Respon
         origin: None,
         cors: CorsFields::default(),
         pending,
-        ending: inbound.ending,
+        ending,
     };
     let (outcome, scope) = route(&mut ex, &mut cx, head).await;
-    complete(ex, cx, outcome, scope).await
+    complete(&mut ex, &mut cx, outcome, scope).await
 }
 
 /// What is known of a request before anything is checked.
-fn exchange(inbound: &Inbound, head: &request::Parts, now: Instant, trusted: bool) -> Exchange {
-    let connection_scheme = if inbound.connection.tls { Scheme::Https } else { Scheme::Http };
+fn exchange(
+    worker: usize,
+    snapshot: &Snapshot,
+    connection: Arc<Connection>,
+    head: &request::Parts,
+    now: Instant,
+    trusted: bool,
+) -> Exchange {
+    let connection_scheme = if connection.tls { Scheme::Https } else { Scheme::Http };
     let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let id = match &inbound.snapshot.request_id {
-        Some(name) => request_id(&head.headers, name, unix_ms()),
-        None => make_request_id(unix_ms()),
+    let id = match &snapshot.request_id {
+        Some(name) => request_id(&head.headers, name, || unix_ms(now)),
+        None => make_request_id(unix_ms(now)),
     };
-    let client_ip: IpAddr = if trusted {
-        client_address(inbound.connection.peer, &inbound.snapshot.trusted, &head.headers)
-    } else {
-        unmap(inbound.connection.peer.ip())
-    };
+    let client_ip: IpAddr =
+        if trusted { client_address(connection.peer, &snapshot.trusted, &head.headers) } else { unmap(connection.peer.ip()) };
     Exchange {
-        worker: inbound.worker,
-        connection: Arc::clone(&inbound.connection),
+        worker,
+        connection,
         started: now,
         method: head.method.clone(),
         version: head.version,
-        received: target.clone(),
         target,
-        host: Host::new(None, HeaderValue::from_static(""), 0..0),
+        host: Host::new(None, None, 0..0),
         scheme: effective_scheme(&head.headers, trusted, connection_scheme),
         client_ip,
         request_id: id,
@@ -259,17 +256,17 @@ fn exchange(inbound: &Inbound, head: &request::Parts, now: Instant, trusted: boo
 }
 
 /// What accounts for the request from now on.
-fn finish(inbound: &Inbound, ex: &Exchange, head: &request::Parts) -> Finish {
-    let entry = inbound.snapshot.access_log.enabled().then(|| {
+fn finish(snapshot: &Arc<View>, link: &Link, ex: &Exchange, head: &request::Parts) -> Finish {
+    let entry = snapshot.access_log.enabled().then(|| {
         Box::new(Entry {
             time: SystemTime::now(),
             request_id: ex.request_id.clone(),
             client_ip: ex.client_ip,
-            peer: inbound.connection.peer,
+            peer: ex.connection.peer,
             method: ex.method.clone(),
             scheme: ex.scheme,
             host: head.headers.get(http::header::HOST).cloned(),
-            target: ex.received.clone(),
+            target: ex.target.clone(),
             protocol: ex.version,
             status: 0,
             reason: None,
@@ -287,23 +284,23 @@ fn finish(inbound: &Inbound, ex: &Exchange, head: &request::Parts) -> Finish {
             complete: false,
             parts: None,
             grpc_status: None,
-            tls: inbound.connection.tls_version,
+            tls: ex.connection.tls_version,
             user_agent: head.headers.get(USER_AGENT).cloned(),
             referer: head.headers.get(REFERER).cloned(),
-            secret_query: Arc::clone(&inbound.snapshot.secret_query),
+            secret_query: Arc::clone(&snapshot.secret_query),
         })
     });
     Finish {
-        worker: inbound.worker,
-        snapshot: Arc::clone(&inbound.snapshot),
+        worker: ex.worker,
+        snapshot: Arc::clone(snapshot),
         route: None,
         started: ex.started,
+        whole_at: None,
         version: ex.version,
         method: ex.method.clone(),
         status: 0,
         reason: None,
-        clock: Arc::clone(&inbound.clock),
-        connection: inbound.state.clone(),
+        link: link.clone(),
         body: None,
         entry,
         grpc: false,
@@ -312,7 +309,7 @@ fn finish(inbound: &Inbound, ex: &Exchange, head: &request::Parts) -> Finish {
 }
 
 /// Checks the head, finds the route, and takes the request through its chain.
-async fn route(ex: &mut Exchange, cx: &mut Context<'_>, mut head: request::Parts) -> Outcomes {
+async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, mut head: request::Parts) -> Outcomes<'a> {
     if let Err(refusal) = check(ex, cx, &mut head) {
         return (Err(refusal), Scope::Bare);
     }
@@ -342,25 +339,25 @@ async fn route(ex: &mut Exchange, cx: &mut Context<'_>, mut head: request::Parts
     if cx.websocket.is_some() {
         ex.method = method;
     }
-    cx.clock.route_chosen(ex.started, route.timeout, route.idle_timeout, cx.snapshot.min_body_rate);
+    cx.link.clock().route_chosen(ex.started, route.timeout, route.idle_timeout, cx.snapshot.min_body_rate);
     if let Some(finish) = cx.pending.get() {
-        finish.route = Some(Arc::clone(&route));
+        finish.route = Some(Arc::clone(route));
         if let Some(entry) = &mut finish.entry {
             entry.route = Some(Arc::clone(&route.name));
         }
     }
-    let outcome = Route::run(&route, ex, cx, head.headers).await;
+    let outcome = Route::run(route, ex, cx, head.headers).await;
     (outcome, Scope::Route(route))
 }
 
 /// The route of a request. A preflight is routed by the method it asks for, where that route has `cors`.
-fn find(
+fn find<'a>(
     ex: &mut Exchange,
-    cx: &Context<'_>,
+    cx: &Context<'a>,
     headers: &HeaderMap,
     method: &Method,
     preflight: Option<&Method>,
-) -> Result<RouteHandle, Box<Refusal>> {
+) -> Result<&'a RouteHandle, Box<Refusal>> {
     let snapshot = cx.snapshot;
     let (host, path, query) = (ex.host.name(), ex.target.path(), ex.target.query());
     let query = |method| Query { scheme: ex.scheme, host, path, query, method, headers };
@@ -369,12 +366,12 @@ fn find(
         && let Some(found) = snapshot.routes.get(route).filter(|route| route.cors.is_some())
     {
         ex.params = params;
-        return Ok(Arc::clone(found));
+        return Ok(found);
     }
     match snapshot.router.find(&query(method)) {
         Outcome::Found { route, params } => {
             ex.params = params;
-            snapshot.routes.get(route).cloned().ok_or_else(|| Refusal::new(Reason::Internal, "The route is gone."))
+            snapshot.routes.get(route).ok_or_else(|| Refusal::new(Reason::Internal, "The route is gone."))
         }
         Outcome::MethodNotAllowed { allow } => {
             Err(Refusal::new(Reason::MethodNotAllowed, "No route takes this method on this path.").header(ALLOW, allow))
@@ -384,7 +381,7 @@ fn find(
 }
 
 /// The way back: every response, whoever made it, gets the same fields, and is accounted for when it ends.
-async fn complete(ex: Exchange, mut cx: Context<'_>, outcome: Result<Answer, Box<Refusal>>, scope: Scope) -> Response<ResponseBody> {
+async fn complete(ex: &mut Exchange, cx: &mut Context<'_>, outcome: Result<Answer, Box<Refusal>>, scope: Scope<'_>) -> Answered {
     let is_head = ex.method == Method::HEAD;
     let outcome = if cx.extended { outcome.and_then(opens_or_fails) } else { outcome };
     let mut close = cx.ending.draining.load(Relaxed);
@@ -393,40 +390,39 @@ async fn complete(ex: Exchange, mut cx: Context<'_>, outcome: Result<Answer, Box
         Ok(answer) => answer,
         Err(refusal) => {
             close |= refusal.close;
-            refused(&ex, &cx, &refusal, is_head)
+            refused(ex, cx, &refusal, is_head)
         }
     };
     match &scope {
         Scope::Bare => {}
-        Scope::Fallback => cx.snapshot.fallback.finish_response(&ex, cx.origin.as_ref(), &mut answer.parts.headers),
-        Scope::Route(route) => route.finish_response(&ex, &mut cx, &mut answer.parts),
+        Scope::Fallback => cx.snapshot.fallback.finish_response(ex, cx.origin.as_ref(), answer.headers()),
+        Scope::Route(route) => route.finish_response(ex, cx, &mut answer),
     }
-    let headers = &mut answer.parts.headers;
     if let Some(fields) = &ex.rate_fields {
-        headers.insert("ratelimit-policy", fields.policy.clone());
-        headers.insert("ratelimit", fields.limit.clone());
+        answer.set(HeaderName::from_static("ratelimit-policy"), fields.policy.clone());
+        answer.set(HeaderName::from_static("ratelimit"), fields.limit.clone());
     }
     if let Some(name) = &cx.snapshot.request_id {
-        headers.insert(name.clone(), ex.request_id.clone());
+        answer.set_id(name, std::mem::replace(&mut ex.request_id, HeaderValue::from_static("")));
     }
-    if cx.state.is_some() {
-        close |= !matches!(answer.source, Source::Upstream(_) | Source::Adapted(_) | Source::Web(..)) && !body_is_dropped(&mut cx).await;
+    if cx.link.http1().is_some() {
+        close |= !matches!(answer.source, Source::Upstream(_) | Source::Adapted(_) | Source::Web(..)) && !body_is_dropped(cx).await;
         // The 101 of a tunnel needs its own `Connection` field.
         if close && !matches!(answer.source, Source::Tunnel(_)) {
             headers_close(&mut answer.parts.headers);
         }
     }
-    cx.clock.response_started();
+    cx.link.clock().response_started();
     let status = answer.parts.status;
     let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED || status.is_informational();
-    let Some(mut finish) = cx.pending.into_finish() else {
-        return Response::from_parts(answer.parts, ResponseBody::unaccounted(Bytes::new()));
+    let Some(mut finish) = cx.pending.take() else {
+        return Answered::unaccounted(answer.parts, Bytes::new());
     };
     finish.status = status.as_u16();
     finish.reason = reason;
-    finish.body = cx.body;
+    finish.body = cx.body.take();
     if finish.grpc && finish.grpc_status.is_none() {
-        finish.grpc_status = grpc::status_in(&answer.parts.headers).and_then(|status| u8::try_from(status).ok());
+        finish.grpc_status = grpc::status_in(answer.headers()).and_then(|status| u8::try_from(status).ok());
     }
     if let Some(route) = &finish.route {
         if reason == Some(Reason::RateLimited) {
@@ -439,12 +435,12 @@ async fn complete(ex: Exchange, mut cx: Context<'_>, outcome: Result<Answer, Box
     if let Some(entry) = &mut finish.entry {
         entry.user = ex.identity.as_ref().map(|identity| Arc::clone(&identity.user));
         entry.auth_error = ex.auth_error;
-        entry.rate_limit = ex.rate_limit;
+        entry.rate_limit = ex.rate_limit.take();
     }
     if let Some(call) = cx.grpc_web.filter(|_| answer.source.ended()) {
-        answer.source = call.show_status(&mut answer.parts.headers).map_or(answer.source, Source::Full);
+        answer.source = call.show_status(answer.headers()).map_or(answer.source, Source::Full);
     }
-    Response::from_parts(answer.parts, ResponseBody::new(answer.source, finish, bodiless))
+    Answered { parts: answer.parts, lines: answer.lines, id: answer.id, body: ResponseBody::new(answer.source, finish, bodiless) }
 }
 
 /// Any 2xx would open a tunnel for the client of an extended CONNECT (RFC 8441): one that nobody else opened.
@@ -479,11 +475,11 @@ fn refused(ex: &Exchange, cx: &Context<'_>, refusal: &Refusal, is_head: bool) ->
 async fn body_is_dropped(cx: &mut Context<'_>) -> bool {
     let body = match (cx.body.take(), cx.incoming.take()) {
         (Some(body), _) => body,
-        (None, Some(incoming)) => ClientBody::new(incoming, None, false, None, Arc::clone(&cx.clock)),
+        (None, Some(incoming)) => ClientBody::new(incoming, None, false, None, Arc::clone(cx.link.clock())),
         (None, None) => return true,
     };
     let dropped = body.ended() || (!cx.expects_continue && body.drop_arrived().await);
-    if !dropped && let Some(state) = &cx.state {
+    if !dropped && let Some(state) = cx.link.http1() {
         state.linger.store(true, Relaxed);
     }
     cx.body = Some(body);

@@ -122,22 +122,25 @@ impl Copy {
             },
         };
         let deadline = Instant::now() + self.time;
-        let call = Call {
+        let mut call = Call {
             worker: self.worker,
+            begun: Instant::now(),
             method: &self.method,
-            target: self.target,
+            target: &self.target,
             idempotent: idempotent(&self.method, &self.headers),
             headers: self.headers,
-            host: self.host,
+            host: self.host.as_ref(),
             body,
             retry: None,
             hash: &move || self.hash,
             limit: Limit::Until(Some(deadline)),
             needs_h2: self.needs_h2,
+            added: None,
+            as_lines: false,
         };
-        let sent = send(&self.handle.upstream, &self.handle.metrics, call, &mut Trace::default()).await;
+        let sent = send(&self.handle.upstream, &self.handle.metrics, &mut call, &mut Trace::default()).await;
         let mut answer = match sent {
-            Ok(response) => response.into_body(),
+            Ok(reply) => reply.whole().into_body(),
             Err(failure) => {
                 tracing::debug!(upstream = &*self.handle.upstream.name, reason = failure.reason.as_str(), "a mirrored request failed");
                 return Mirrored::Failed;
@@ -168,7 +171,7 @@ fn call_body(copied: Copied, grpc_web: Option<grpc_web::Call>) -> CallBody {
     };
     let adapted = grpc_web::RequestBody::new(call, RequestBody::Full(copied.bytes)).map_err(|error| match error {
         grpc_web::Error::Body(failure) => failure,
-        grpc_web::Error::Base64 => BodyFailure::Client,
+        grpc_web::Error::Base64 => BodyFailure::Unreadable,
     });
     CallBody::once(BoxedBody(Box::pin(adapted)))
 }

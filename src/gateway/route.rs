@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, TRAILER};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, response};
+use http::{HeaderMap, HeaderValue};
 
 use crate::error::{Reason, Refusal};
-use crate::gateway::handle::{Answer, Context, CorsFields};
+use crate::gateway::handle::{Context, CorsFields};
 use crate::gateway::mirror::MirrorTarget;
-use crate::gateway::target::{Outgoing, Target};
+use crate::gateway::reply::Answer;
+use crate::gateway::target::{Outgoing, Target, UpstreamHandle};
 use crate::http::Exchange;
-use crate::http::headers::{Forwarding, join_cookies, set_forwarded};
+use crate::http::headers::{Added, Forwarding, set_forwarded};
 use crate::middleware::auth::AuthChain;
 use crate::middleware::cors::Cors;
 use crate::middleware::headers::HeaderRules;
@@ -110,39 +111,48 @@ impl Route {
         let outgoing = match &self.target {
             Target::Respond(respond) => return Ok(Answer::full(respond.respond(ex))),
             Target::Redirect(redirect) => return redirect.respond(ex).map(Answer::full),
-            Target::Aggregate(aggregate) => {
-                Outgoing { target: ex.target.clone(), headers: picked.unwrap_or_else(|| aggregate.pick(&headers)) }
-            }
+            Target::Aggregate(aggregate) => Outgoing { target: None, headers: picked.unwrap_or_else(|| aggregate.pick(&headers)) },
             Target::Proxy(_) | Target::Split(_) => Outgoing { target: self.rewritten(ex)?, headers },
         };
         // Last, so that rules and balancing see exactly what the target gets.
         self.send(ex, cx, outgoing).await
     }
 
-    /// Path and query for the target.
-    fn rewritten(&self, ex: &Exchange) -> Result<PathAndQuery, Box<Refusal>> {
-        let changed = match &self.rewrite {
-            Some(rewrite) => rewrite.apply(ex)?,
-            None => None,
-        };
-        Ok(changed.unwrap_or_else(|| ex.target.clone()))
+    /// Path and query for the target, if they change.
+    fn rewritten(&self, ex: &Exchange) -> Result<Option<PathAndQuery>, Box<Refusal>> {
+        match &self.rewrite {
+            Some(rewrite) => rewrite.apply(ex),
+            None => Ok(None),
+        }
     }
 
     /// Host for the target; `None` is the endpoint's own.
-    pub(super) fn host(&self, ex: &Exchange) -> Option<HeaderValue> {
+    pub(super) fn host<'a>(&'a self, ex: &'a Exchange) -> Option<&'a HeaderValue> {
         match self.rewrite.as_ref().map_or(&HostMode::Preserve, Rewrite::host) {
-            HostMode::Preserve => ex.host.authority.clone(),
+            HostMode::Preserve => ex.host.authority.as_ref(),
             HostMode::Upstream => None,
-            HostMode::Fixed(host) => Some(host.clone()),
+            HostMode::Fixed(host) => Some(host),
         }
+    }
+
+    /// What is written beside the request's fields instead of into their map, where nobody on the way to `handle` looks at them.
+    pub(super) fn added<'a>(&self, handle: &UpstreamHandle, ex: &'a Exchange, cx: &Context<'a>) -> Option<Added<'a>> {
+        let alone = !self.headers.change_requests()
+            && self.mirror.is_none()
+            && !cx.trusted
+            && ex.identity.is_none()
+            && cx.websocket.is_none()
+            && cx.trailer.is_none()
+            && !handle.may_speak_h2()
+            && handle.upstream.hash_selectors().is_empty();
+        let id = || cx.snapshot.request_id.as_ref().map(|name| (name, &ex.request_id));
+        alone.then(|| Added { forwarding: forwarding(ex, cx), id: id() })
     }
 
     /// Forwarded fields, identity, request id and header rules.
     pub(super) fn prepare(&self, ex: &Exchange, cx: &Context<'_>, headers: &mut HeaderMap) {
         let snapshot = cx.snapshot;
-        let forwarding =
-            Forwarding { peer: ex.connection.peer.ip(), trusted: cx.trusted, scheme: ex.scheme, host: ex.host.authority.as_ref() };
-        set_forwarded(headers, &forwarding);
+        set_forwarded(headers, &forwarding(ex, cx));
         if let Some(identity) = &ex.identity {
             for (name, value) in &identity.forward {
                 headers.insert(name.clone(), value.clone());
@@ -151,9 +161,6 @@ impl Route {
         if let Some(name) = &snapshot.request_id {
             headers.insert(name.clone(), ex.request_id.clone());
         }
-        if cx.seen.cookie() {
-            join_cookies(headers);
-        }
         self.headers.request(ex, headers);
         if let Some(trailer) = &cx.trailer {
             headers.insert(TRAILER, trailer.clone());
@@ -161,19 +168,30 @@ impl Route {
     }
 
     /// The fields that the route puts on every response, the gateway's own included. CORS comes last, so that no rule breaks it.
-    pub fn finish_response(&self, ex: &Exchange, cx: &mut Context<'_>, parts: &mut response::Parts) {
-        if !self.headers.is_empty() {
-            self.headers.response(ex, &mut parts.headers, ex.scheme == crate::http::Scheme::Https);
+    pub fn finish_response(&self, ex: &Exchange, cx: &mut Context<'_>, answer: &mut Answer) {
+        if self.headers.change_responses() {
+            self.headers.response(ex, answer.headers(), ex.scheme == crate::http::Scheme::Https);
         }
         for own in cx.snapshot.middleware.iter().rev() {
-            own.response(&self.name, ex, parts.status, &mut parts.headers);
+            let status = answer.parts.status;
+            own.response(&self.name, ex, status, answer.headers());
         }
         match (&self.cors, std::mem::take(&mut cx.cors)) {
-            (Some(cors), CorsFields::Ordinary) => cors.apply(cx.origin.as_ref(), &mut parts.headers),
-            (_, CorsFields::Preflight(fields)) => Cors::apply_preflight(fields, &mut parts.headers),
+            (Some(cors), CorsFields::Ordinary) => cors.apply(cx.origin.as_ref(), answer.headers()),
+            (_, CorsFields::Preflight(fields)) => Cors::apply_preflight(fields, answer.headers()),
             (_, CorsFields::Withheld) | (None, CorsFields::Ordinary) => {}
         }
     }
+
+    /// Whether nothing that [`Route::finish_response`] does looks at the fields of an upstream's response, so that they can go to the client
+    /// as they came.
+    pub(super) fn leaves_response_alone(&self, cx: &Context<'_>) -> bool {
+        !self.headers.change_responses() && self.cors.is_none() && cx.snapshot.middleware.is_empty() && cx.link.http1().is_some()
+    }
+}
+
+fn forwarding<'a>(ex: &'a Exchange, cx: &Context<'_>) -> Forwarding<'a> {
+    Forwarding { peer: ex.connection.peer.ip(), trusted: cx.trusted, scheme: ex.scheme, host: ex.host.authority.as_ref() }
 }
 
 async fn decide(decision: Decision, ex: &mut Exchange) -> Result<(), Box<Refusal>> {

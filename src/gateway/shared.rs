@@ -67,7 +67,7 @@ impl Shared {
         middleware: Vec<Arc<dyn Middleware>>,
         http2_ping: Option<Duration>,
     ) -> Arc<Self> {
-        let limits = rate_limit::Registry::new();
+        let limits = rate_limit::Registry::new(workers);
         Arc::new(Self {
             workers,
             metrics: Metrics::new(workers, env!("CARGO_PKG_VERSION"), crate::COMMIT),
@@ -136,8 +136,7 @@ impl Shared {
         let options = Options::compile(log, directory, self.metrics.access_log_dropped());
         let opened = match options {
             Some(options) if self.control.is_some() => AccessLog::new(self.workers, options),
-            // Only checked: no file is made, and the machine may be another one than it will run on.
-            Some(options) => options.output.check().map(|()| AccessLog::disabled()),
+            Some(options) => options.try_output().map(|()| AccessLog::disabled()),
             None => Ok(AccessLog::disabled()),
         };
         match opened {
@@ -149,9 +148,7 @@ impl Shared {
                     io::ErrorKind::PermissionDenied => Some("the user that the gateway runs as must be allowed to write there"),
                     _ => None,
                 };
-                let message = format!("the access log cannot be opened: {error}");
-                let problem = if self.control.is_some() { problems.error(at, message) } else { problems.warn(at, message) };
-                problem.help = help.map(str::to_owned);
+                problems.error(at, format!("the access log cannot be opened: {error}")).help = help.map(str::to_owned);
                 AccessLog::disabled()
             }
         }

@@ -22,7 +22,7 @@ use crate::gateway::target::{AggregateTarget, SplitTarget, Target, UpstreamHandl
 use crate::http::body::TrailerFilter;
 use crate::http::client_addr::TrustedProxies;
 use crate::http::clock::ConnectionTimeouts;
-use crate::http::headers::ProtectedNames;
+use crate::http::headers::{ProtectedNames, is_reserved};
 use crate::http::template::params_of;
 use crate::middleware::auth::{AuthChain, Authenticators};
 use crate::middleware::cors::Cors;
@@ -228,14 +228,14 @@ impl Compiler<'_> {
         let config = self.loaded.config.clone();
         validate::validate(&config, self.problems);
         let resolved = resolve::routes(&config, self.problems);
-        let router = Router::compile(&resolved, self.problems);
-        let upstreams = self.upstreams(&config);
-        let authenticators = self.authenticators(&config);
+        let router = self.second_look(|this| Router::compile(&resolved, this.problems));
+        let upstreams = self.second_look(|this| this.upstreams(&config));
+        let authenticators = self.second_look(|this| this.authenticators(&config));
         // Before the stores begin to tell how they are.
         let series = Series::of(&config, &self.shared.metrics);
-        let stores = self.stores(&config);
+        let stores = self.second_look(|this| this.stores(&config));
         let homes = Homes::of(&config);
-        let listeners = self.listeners(&config);
+        let listeners = self.second_look(|this| this.listeners(&config));
         let routes: Vec<Option<Arc<Route>>> =
             resolved.iter().map(|route| self.route(route, &upstreams, &authenticators, &stores, &homes)).collect();
         let fallback = self.fallback(&config);
@@ -298,6 +298,15 @@ impl Compiler<'_> {
         })
     }
 
+    /// What compiling finds where `validate` found nothing: one mistake is one problem.
+    fn second_look<T>(&mut self, look: impl FnOnce(&mut Self) -> T) -> T {
+        let first = std::mem::take(self.problems);
+        let result = look(self);
+        let found = std::mem::replace(self.problems, first);
+        self.problems.extend_new(found);
+        result
+    }
+
     fn upstreams(&mut self, config: &Config) -> BTreeMap<String, UpstreamHandle> {
         let mut handles = BTreeMap::new();
         for (name, written) in &config.upstreams {
@@ -332,10 +341,7 @@ impl Compiler<'_> {
 
     fn stores(&mut self, config: &Config) -> Stores {
         let metrics = Arc::clone(&self.shared.metrics);
-        let observer = move |name: &str, up: bool| {
-            crate::telemetry::events::store_up(name, up);
-            metrics.store(name).set_up(up);
-        };
+        let observer = move |name: &str, up: bool| metrics.store(name).set_up(up);
         Stores::start(&config.redis, &self.shared.limits, self.shared.control.as_ref(), &(Arc::new(observer) as _), self.problems)
     }
 
@@ -400,17 +406,17 @@ impl Compiler<'_> {
 
     fn request_id(&mut self, config: &Config) -> Option<HeaderName> {
         let written = config.server.request_id.on()?;
-        match written.parse() {
-            Ok(name) => Some(name),
-            Err(_) => {
-                let mut found = Problems::default();
-                found
-                    .error(At::main("server").key("request_id"), format!("`{written}` is not a header name"))
-                    .help("write a name like x-request-id, or off");
-                self.problems.extend_new(found);
-                None
-            }
-        }
+        let why = match written.parse::<HeaderName>() {
+            Ok(name) if !is_reserved(name.as_str()) => return Some(name),
+            Ok(_) => "cannot carry an id: the gateway makes this field itself",
+            Err(_) => "is not a header name",
+        };
+        self.second_look(|this| {
+            this.problems
+                .error(At::main("server").key("request_id"), format!("`{written}` {why}"))
+                .help("write a name like x-request-id, or off");
+        });
+        None
     }
 
     fn route(

@@ -13,11 +13,12 @@ use crate::config::upstream::Protocol;
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Adapted, Cut, Source};
 use crate::gateway::deadline::DeadlineBody;
-use crate::gateway::handle::{Answer, Context};
+use crate::gateway::handle::Context;
+use crate::gateway::reply::Answer;
 use crate::gateway::route::Route;
 use crate::gateway::tunnel;
 use crate::http::body::{BodyFailure, BoxedBody, ClientBody};
-use crate::http::headers::{Survey, remove_hop_by_hop};
+use crate::http::headers::{Survey, join_cookies, remove_hop_by_hop};
 use crate::http::selector::selector_value;
 use crate::http::{Exchange, grpc, grpc_web};
 use crate::targets::aggregate::{Aggregate, CallFailure, Caller, PartRequest, PartResponse};
@@ -47,7 +48,7 @@ pub struct UpstreamHandle {
 
 impl UpstreamHandle {
     /// Whether its endpoints speak HTTP/2, or may: TLS tells only when there is a connection.
-    fn may_speak_h2(&self) -> bool {
+    pub(super) fn may_speak_h2(&self) -> bool {
         match self.upstream.protocol {
             Protocol::H2 => true,
             Protocol::Http1 => false,
@@ -95,8 +96,8 @@ impl AggregateTarget {
 
 /// A request as it is about to go to an upstream.
 pub struct Outgoing {
-    /// Path and query.
-    pub target: PathAndQuery,
+    /// Path and query, if they are not those that came.
+    pub target: Option<PathAndQuery>,
     /// Header fields, not yet prepared.
     pub headers: HeaderMap,
 }
@@ -107,15 +108,26 @@ impl Route {
     /// # Errors
     /// The refusal to answer with, when there is no response.
     pub(super) async fn send(&self, ex: &mut Exchange, cx: &mut Context<'_>, mut outgoing: Outgoing) -> Result<Answer, Box<Refusal>> {
-        self.prepare(ex, cx, &mut outgoing.headers);
+        if cx.seen.cookie() {
+            join_cookies(&mut outgoing.headers);
+        }
+        let added = match &self.target {
+            Target::Proxy(handle) => self.added(handle, ex, cx),
+            Target::Split(_) | Target::Aggregate(_) | Target::Respond(_) | Target::Redirect(_) => None,
+        };
+        match &added {
+            Some(added) => added.make_room(&mut outgoing.headers),
+            None => self.prepare(ex, cx, &mut outgoing.headers),
+        }
+        let apart = added.is_some();
         match &self.target {
-            Target::Proxy(handle) => self.proxy(handle, ex, cx, outgoing).await,
+            Target::Proxy(handle) => self.proxy(handle, ex, cx, outgoing, apart).await,
             Target::Split(split) => {
                 let key = split.split.by().iter().find_map(|by| selector_value(by, ex, &outgoing.headers));
                 let branch = split.split.choose(crate::random::next(), key.as_deref());
                 drop(key);
                 match split.branches.get(branch) {
-                    Some(handle) => self.proxy(handle, ex, cx, outgoing).await,
+                    Some(handle) => self.proxy(handle, ex, cx, outgoing, false).await,
                     None => Err(Refusal::new(Reason::Internal, "The split has no such branch.")),
                 }
             }
@@ -130,6 +142,7 @@ impl Route {
         ex: &mut Exchange,
         cx: &mut Context<'_>,
         outgoing: Outgoing,
+        apart: bool,
     ) -> Result<Answer, Box<Refusal>> {
         if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
             entry.upstream = Some(Arc::clone(&handle.upstream.name));
@@ -154,11 +167,13 @@ impl Route {
         if cx.seen.content_length() && cx.body.is_some() {
             headers.remove(CONTENT_LENGTH);
         }
+        let target = target.as_ref().unwrap_or(&ex.target);
         let host = self.host(ex);
-        self.copy(ex, cx, &target, &headers, host.as_ref());
+        self.copy(ex, cx, target, &headers, host);
         let hash = hash_of(&handle.upstream, ex, &headers);
-        let call = Call {
+        let mut call = Call {
             worker: ex.worker,
+            begun: self.time_of_call(ex),
             method: &ex.method,
             target,
             host,
@@ -167,14 +182,18 @@ impl Route {
             retry: self.retry.as_ref(),
             idempotent: may_repeat,
             hash: &|| hash,
-            limit: Limit::Clock(&cx.clock),
+            limit: Limit::Clock(cx.link.clock()),
             needs_h2: is_grpc,
+            added: if apart { self.added(handle, ex, cx) } else { None },
+            as_lines: !is_grpc && self.leaves_response_alone(cx),
         };
         let mut trace = Trace { wanted: cx.snapshot.access_log.enabled(), ..Trace::default() };
         let outcome = match deadline {
-            None => send(&handle.upstream, &handle.metrics, call, &mut trace).await,
+            None => send(&handle.upstream, &handle.metrics, &mut call, &mut trace).await,
             Some(deadline) => {
-                match Box::pin(tokio::time::timeout_at(deadline.into(), send(&handle.upstream, &handle.metrics, call, &mut trace))).await {
+                match Box::pin(tokio::time::timeout_at(deadline.into(), send(&handle.upstream, &handle.metrics, &mut call, &mut trace)))
+                    .await
+                {
                     Ok(outcome) => outcome,
                     Err(_) => Err(Failure::deadline()),
                 }
@@ -182,9 +201,21 @@ impl Route {
         };
         note(cx, &trace);
         match outcome {
-            Ok(response) => Ok(answer_of(response, cx, deadline)),
+            Ok(reply) => {
+                let (response, lines) = reply.into_parts();
+                if let Some(finish) = cx.pending.get() {
+                    // A stream of HTTP/2 may have to wait for its window.
+                    finish.whole_at = response.body().whole_at().filter(|_| finish.link.http1().is_some());
+                }
+                Ok(Answer { lines, ..answer_of(response, cx, deadline) })
+            }
             Err(failure) => Err(refusal_of(&failure)),
         }
+    }
+
+    /// The time at which the target is called: that of the request, unless a step before may have waited for something.
+    fn time_of_call(&self, ex: &Exchange) -> Instant {
+        if self.auth.is_none() && self.limits.is_none() { ex.started } else { Instant::now() }
     }
 
     /// The client's body, if there is one, with the route's limit.
@@ -196,7 +227,7 @@ impl Route {
                 let _ = ex;
                 let adapted = grpc_web::RequestBody::new(call, body.attempt()).map_err(|error| match error {
                     grpc_web::Error::Body(failure) => failure,
-                    grpc_web::Error::Base64 => BodyFailure::Client,
+                    grpc_web::Error::Base64 => BodyFailure::Unreadable,
                 });
                 CallBody::once(BoxedBody(Box::pin(adapted)))
             }
@@ -206,7 +237,7 @@ impl Route {
     fn client_body(&self, cx: &mut Context<'_>, replay: bool) -> Option<Arc<ClientBody>> {
         let incoming = cx.incoming.take()?;
         let filter = Some(Arc::clone(&cx.snapshot.trailer_filter));
-        let body = ClientBody::new(incoming, self.body_limit, replay, filter, Arc::clone(&cx.clock));
+        let body = ClientBody::new(incoming, self.body_limit, replay, filter, Arc::clone(cx.link.clock()));
         cx.body = Some(Arc::clone(&body));
         if let Some(finish) = cx.pending.get() {
             finish.body = Some(Arc::clone(&body));
@@ -233,7 +264,13 @@ impl Route {
             }
             Some(_) | None => Bytes::new(),
         };
-        let calls = Calls { route: self, target, host: self.host(ex), worker: ex.worker, hash: hash_inputs(target, ex, &outgoing.headers) };
+        let calls = Calls {
+            route: self,
+            target,
+            host: self.host(ex).cloned(),
+            worker: ex.worker,
+            hash: hash_inputs(target, ex, &outgoing.headers),
+        };
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
         let outcome = target.aggregate.run(&calls, ex, &outgoing.headers, body, deadline).await;
         if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
@@ -251,7 +288,7 @@ async fn until_expired<F: Future>(cx: &Context<'_>, future: F) -> Option<F::Outp
     let mut future = std::pin::pin!(future);
     std::future::poll_fn(|task| match future.as_mut().poll(task) {
         std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
-        std::task::Poll::Pending if cx.clock.expired().is_some() => std::task::Poll::Ready(None),
+        std::task::Poll::Pending if cx.link.clock().expired().is_some() => std::task::Poll::Ready(None),
         std::task::Poll::Pending => std::task::Poll::Pending,
     })
     .await
@@ -394,22 +431,26 @@ impl Caller for Calls<'_> {
     async fn call(&self, upstream: usize, request: PartRequest, deadline: Option<Instant>) -> Result<PartResponse<PartBody>, CallFailure> {
         let Some(handle) = self.target.upstreams.get(upstream) else { return Err(CallFailure::NoEndpoint) };
         let hash = self.hash.get(upstream).copied().flatten();
-        let call = Call {
+        let mut call = Call {
             worker: self.worker,
+            begun: Instant::now(),
             method: &request.method,
-            target: request.target,
+            target: &request.target,
             idempotent: idempotent(&request.method, &request.headers),
             headers: request.headers,
-            host: self.host.clone(),
+            host: self.host.as_ref(),
             body: if request.body.is_empty() { CallBody::Empty } else { CallBody::Full(request.body) },
             retry: self.route.retry.as_ref().filter(|policy: &&RetryPolicy| policy.attempts > 0),
             hash: &move || hash,
             limit: Limit::Until(deadline),
             needs_h2: false,
+            added: None,
+            as_lines: false,
         };
-        let response =
-            send(&handle.upstream, &handle.metrics, call, &mut Trace::default()).await.map_err(|failure| call_failure(failure.reason))?;
-        let (parts, body) = response.into_parts();
+        let response = send(&handle.upstream, &handle.metrics, &mut call, &mut Trace::default())
+            .await
+            .map_err(|failure| call_failure(failure.reason))?;
+        let (parts, body) = response.whole().into_parts();
         Ok(PartResponse { status: parts.status, headers: parts.headers, body: PartBody(body) })
     }
 }

@@ -1,10 +1,11 @@
 //! WebSocket tunnels: the handshake through the route's chain, then raw bytes until one side ends it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Finish, Source};
-use crate::gateway::handle::{Answer, Context};
+use crate::gateway::handle::Context;
+use crate::gateway::reply::Answer;
 use crate::gateway::route::Route;
 use crate::gateway::target::{Outgoing, UpstreamHandle, answer_of, note, refusal_of};
 use crate::gateway::tunnel_side::{LINGER, Sides};
@@ -48,16 +49,19 @@ pub(super) async fn open(
     let mut trace = Trace { wanted: cx.snapshot.access_log.enabled(), ..Trace::default() };
     let call = Call {
         worker: ex.worker,
+        begun: Instant::now(),
         method: &http::Method::GET,
-        target: outgoing.target,
+        target: outgoing.target.as_ref().unwrap_or(&ex.target),
         headers: outgoing.headers,
         host: route.host(ex),
         body: CallBody::Empty,
         retry: route.retry.as_ref(),
         idempotent: false,
         hash: &|| None,
-        limit: Limit::Clock(&cx.clock),
+        limit: Limit::Clock(cx.link.clock()),
         needs_h2: false,
+        added: None,
+        as_lines: false,
     };
     let opened = open_tunnel(&handle.upstream, &handle.metrics, call, &websocket, &mut trace).await;
     note(cx, &trace);
@@ -76,7 +80,7 @@ pub(super) async fn open(
                 attempt,
                 idle_timeout: route.idle_timeout,
                 cut: cx.ending.cut.clone(),
-                hold: cx.state.as_ref().and_then(|state| state.hold.get().cloned()),
+                hold: cx.link.http1().and_then(|state| state.hold.get().cloned()),
             };
             Ok(Answer::new(parts, Source::Tunnel(Box::new(opening))))
         }

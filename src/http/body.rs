@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::http::clock::Clock;
 use crate::http::copied::Copied;
-use crate::http::incoming::Incoming;
+use crate::http::incoming::{Broken, Incoming};
 
 /// Longest body that is kept for another attempt.
 pub const REPLAY_LIMIT: usize = 64 << 10;
@@ -33,8 +33,10 @@ static REPLAY_BYTES: AtomicUsize = AtomicUsize::new(0);
 /// Why a body ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyFailure {
-    /// The client closed or sent unreadable framing.
+    /// The client closed.
     Client,
+    /// The client sent what cannot be read.
+    Unreadable,
     /// It is longer than `body_limit`.
     TooLarge,
     /// It stalled.
@@ -47,6 +49,7 @@ impl fmt::Display for BodyFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Client => "the client ended its request body early",
+            Self::Unreadable => "the request body cannot be read",
             Self::TooLarge => "the request body is longer than body_limit",
             Self::Stalled => "the request body stalled",
             Self::Detached => "another attempt has taken the request body over",
@@ -55,6 +58,15 @@ impl fmt::Display for BodyFailure {
 }
 
 impl std::error::Error for BodyFailure {}
+
+impl From<Broken> for BodyFailure {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Cut => Self::Client,
+            Broken::Unreadable => Self::Unreadable,
+        }
+    }
+}
 
 /// A client's request body, shared by the attempts that send it.
 pub struct ClientBody {
@@ -334,7 +346,7 @@ impl Attempt {
                     Ok(Frame::trailers(trailers))
                 }),
             },
-            Some(Err(_)) => Some(Err(*state.failure.insert(BodyFailure::Client))),
+            Some(Err(broken)) => Some(Err(*state.failure.insert(broken.into()))),
             None => {
                 state.ended = true;
                 None

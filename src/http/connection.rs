@@ -1,7 +1,7 @@
 //! What the parts of one HTTP/1 connection share.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use ::http::header::HOST;
 use ::http::request;
@@ -21,8 +21,35 @@ pub struct ConnectionState {
     pub linger: AtomicBool,
     /// What counts the connection; a tunnel keeps it when HTTP is over.
     pub hold: OnceLock<Arc<dyn std::any::Any + Send + Sync>>,
-    /// The host of the last request: nearly always that of the next, too.
-    host: Mutex<Option<Host>>,
+    /// The host of the first request: nearly always that of the others, too.
+    host: OnceLock<Host>,
+}
+
+/// What the answer to a request goes back on.
+#[derive(Clone, Debug)]
+pub enum Link {
+    /// An HTTP/1 connection.
+    Http1(Arc<ConnectionState>),
+    /// A stream of HTTP/2, which has a clock of its own.
+    Http2(Arc<Clock>),
+}
+
+impl Link {
+    /// The clock of the request.
+    pub fn clock(&self) -> &Arc<Clock> {
+        match self {
+            Self::Http1(state) => &state.clock,
+            Self::Http2(clock) => clock,
+        }
+    }
+
+    /// State of an HTTP/1 connection.
+    pub fn http1(&self) -> Option<&ConnectionState> {
+        match self {
+            Self::Http1(state) => Some(state),
+            Self::Http2(_) => None,
+        }
+    }
 }
 
 impl AsRef<Clock> for ConnectionState {
@@ -34,7 +61,7 @@ impl AsRef<Clock> for ConnectionState {
 impl ConnectionState {
     /// State of a new connection.
     pub fn new(clock: Arc<Clock>) -> Self {
-        Self { clock, abort: AtomicBool::new(false), linger: AtomicBool::new(false), hold: OnceLock::new(), host: Mutex::default() }
+        Self { clock, abort: AtomicBool::new(false), linger: AtomicBool::new(false), hold: OnceLock::new(), host: OnceLock::new() }
     }
 
     /// [`host`] of a request of this connection.
@@ -46,12 +73,12 @@ impl ConnectionState {
         let (Some(line), None, None) = (lines.next(), lines.next(), head.uri.authority()) else {
             return host(head.version, &head.headers, &head.uri);
         };
-        let mut last = self.host.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(host) = last.as_ref().filter(|host| host.authority.as_ref() == Some(line)) {
+        if let Some(host) = self.host.get().filter(|host| host.authority.as_ref() == Some(line)) {
             return Ok(host.clone());
         }
         let host = host(head.version, &head.headers, &head.uri)?;
-        *last = Some(host.detached());
+        // Only the first is kept.
+        let _ = self.host.set(host.detached());
         Ok(host)
     }
 }

@@ -61,25 +61,26 @@ impl Scheme {
 pub struct Host {
     /// `Host` or `:authority` as the client sent it, port included. Absent for an HTTP/1.0 request without one.
     pub authority: Option<HeaderValue>,
-    /// Same bytes in lower case (the same buffer if they were), of which `range` is the host.
-    lower: HeaderValue,
+    /// Same bytes in lower case if they were not, of which `range` is the host.
+    lower: Option<HeaderValue>,
     range: Range<usize>,
 }
 
 impl Host {
-    /// A host from its authority, its lower-case form, and where in that the host without port and final dot stands.
-    pub fn new(authority: Option<HeaderValue>, lower: HeaderValue, range: Range<usize>) -> Self {
+    /// A host from its authority, its lower-case form if that differs, and where in that the host without port and final dot stands.
+    pub fn new(authority: Option<HeaderValue>, lower: Option<HeaderValue>, range: Range<usize>) -> Self {
         Self { authority, lower, range }
     }
     /// The same in memory of its own, to be kept for longer than the request it came with.
     #[must_use]
     pub fn detached(&self) -> Self {
         let own = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
-        Self { authority: self.authority.as_ref().map(own), lower: own(&self.lower), range: self.range.clone() }
+        Self { authority: self.authority.as_ref().map(own), lower: self.lower.as_ref().map(own), range: self.range.clone() }
     }
     /// Lower case, without port and final dot; empty if the client named none.
     pub fn name(&self) -> &str {
-        std::str::from_utf8(&self.lower.as_bytes()[self.range.clone()]).unwrap_or_default()
+        let bytes = self.lower.as_ref().or(self.authority.as_ref()).map_or(&b""[..], HeaderValue::as_bytes);
+        bytes.get(self.range.clone()).and_then(|name| std::str::from_utf8(name).ok()).unwrap_or_default()
     }
 }
 
@@ -153,8 +154,6 @@ pub struct Exchange {
     pub method: Method,
     /// Protocol version of the client's request.
     pub version: Version,
-    /// Path and query as received, for the access log.
-    pub received: PathAndQuery,
     /// Canonical path, with the query as received: what policy matches is what is forwarded.
     pub target: PathAndQuery,
     /// The host.
@@ -184,6 +183,8 @@ pub struct RateFields {
     pub policy: HeaderValue,
     /// `RateLimit`.
     pub limit: HeaderValue,
+    /// A store did not answer this request: its other limits are decided in this process as well, so that it waits once.
+    pub unanswered: bool,
 }
 
 impl Exchange {

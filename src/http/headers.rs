@@ -9,7 +9,7 @@ mod survey;
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-pub use forwarded::{Forwarding, effective_scheme, set_forwarded};
+pub use forwarded::{Added, Forwarding, effective_scheme, set_forwarded};
 pub use hop_by_hop::{HopByHop, is_hop_by_hop, is_reserved, remove_hop_by_hop};
 pub use protected::ProtectedNames;
 pub use request_id::{make_request_id, new_request_id, request_id, valid_request_id};

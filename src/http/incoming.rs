@@ -3,23 +3,27 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-/// An HTTP/1 connection that the body of its current request is read from.
+/// An HTTP/1 connection, as the body of one of its requests is read from it.
 pub trait BodySource: Send + Sync {
-    /// The next frame of the body of request `number`; an error if the client ended it early, sent unreadable framing, or if that
-    /// request is over.
-    fn poll_frame(&self, number: u64, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>>;
-    /// Whether the body of request `number` has been read to its end.
-    fn ended(&self, number: u64) -> bool;
+    /// The next frame of the body; an error if the client ended it early, sent unreadable framing, or if the request is over.
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>>;
+    /// Whether the body has been read to its end.
+    fn ended(&self) -> bool;
 }
 
 /// The rest of a body will not come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken;
+pub enum Broken {
+    /// The client left, or another request has taken its place.
+    Cut,
+    /// Its framing cannot be read.
+    Unreadable,
+}
 
 /// A client's body on its way in.
 pub enum Incoming {
@@ -29,8 +33,6 @@ pub enum Incoming {
     Http1 {
         /// The connection.
         source: Arc<dyn BodySource>,
-        /// Which of its requests this is.
-        number: u64,
         /// Length of the whole body, if the client declared it.
         length: Option<u64>,
     },
@@ -66,15 +68,22 @@ impl Body for Incoming {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Http1 { source, number, .. } => source.poll_frame(*number, cx),
-            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(|_| Broken),
+            Self::Http1 { source, .. } => source.poll_frame(cx),
+            Self::Http2(body) => {
+                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+                // hyper takes a reset with NO_ERROR for an end. Only END_STREAM is one.
+                Poll::Ready(match frame {
+                    None if !body.is_end_stream() => Some(Err(Broken::Cut)),
+                    frame => frame.map(|frame| frame.map_err(|_| Broken::Cut)),
+                })
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Http1 { source, number, .. } => source.ended(*number),
+            Self::Http1 { source, .. } => source.ended(),
             Self::Http2(body) => body.is_end_stream(),
         }
     }

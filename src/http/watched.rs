@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
@@ -19,6 +19,8 @@ pin_project! {
         #[pin]
         sleep: Sleep,
         armed: u64,
+        // Whom the sleep wakes.
+        waker: Option<Waker>,
     }
 }
 
@@ -35,7 +37,7 @@ impl<F, C: AsRef<Clock>> Watched<F, C> {
     /// Watches `future`.
     pub fn new(future: F, clock: C) -> Self {
         let armed = clock.as_ref().earliest();
-        Self { future, clock, sleep: tokio::time::sleep_until(instant(armed).into()), armed }
+        Self { future, clock, sleep: tokio::time::sleep_until(instant(armed).into()), armed, waker: None }
     }
     /// The future itself.
     pub fn inner(self: Pin<&mut Self>) -> Pin<&mut F> {
@@ -63,8 +65,12 @@ impl<F: Future, C: AsRef<Clock>> Future for Watched<F, C> {
             if earliest < *this.armed {
                 *this.armed = earliest;
                 this.sleep.as_mut().reset(instant(earliest).into());
+            } else if !this.sleep.is_elapsed() && this.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                // It would only be told once more whom to wake, several times a request.
+                return Poll::Pending;
             }
             if this.sleep.as_mut().poll(cx).is_pending() {
+                *this.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
             let (wait, again) = match clock.judge(Instant::now()) {
@@ -75,6 +81,7 @@ impl<F: Future, C: AsRef<Clock>> Future for Watched<F, C> {
             *this.armed = wait;
             this.sleep.as_mut().reset(instant(wait).into());
             if !again && this.sleep.as_mut().poll(cx).is_pending() {
+                *this.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
         }

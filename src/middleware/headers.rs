@@ -47,9 +47,14 @@ impl HeaderRules {
         rules
     }
 
-    /// Whether there is nothing to do, either way.
-    pub fn is_empty(&self) -> bool {
-        self.request.is_empty() && self.response.is_empty() && !self.security
+    /// Whether [`HeaderRules::request`] does anything.
+    pub fn change_requests(&self) -> bool {
+        !self.request.is_empty()
+    }
+
+    /// Whether [`HeaderRules::response`] does anything.
+    pub fn change_responses(&self) -> bool {
+        !self.response.is_empty() || self.security
     }
 
     /// Changes the request that goes upstream.
@@ -255,10 +260,14 @@ mod tests {
     }
 
     #[test]
-    fn no_rules_are_empty() {
-        assert!(compile(&[]).is_empty());
-        assert!(compile(&[request(HeaderOps::default())]).is_empty());
-        assert!(!compile(&[request(ops(&["x"], &[], &[]))]).is_empty());
+    fn rules_know_which_way_they_change_something() {
+        let changes = |levels: &[(Headers, At)]| (compile(levels).change_requests(), compile(levels).change_responses());
+        assert_eq!(changes(&[]), (false, false));
+        assert_eq!(changes(&[request(HeaderOps::default())]), (false, false));
+        assert_eq!(changes(&[request(ops(&["x"], &[], &[]))]), (true, false));
+        let response = Headers { response: ops(&["x"], &[], &[]), ..Headers::default() };
+        assert_eq!(changes(&[(response, At::main("defaults"))]), (false, true));
+        assert_eq!(changes(&[(Headers { security: true, ..Headers::default() }, At::main("defaults"))]), (false, true));
     }
 
     #[test]

@@ -89,7 +89,7 @@ async fn accept(listener: Arc<Listener>, state: Arc<State>, inboxes: Arc<[Inbox]
         }
     }
     // Clients that the kernel has connected already are served; closing the socket over them would reset them.
-    while let Ok((socket, peer)) = ready.get_mut().accept() {
+    while let Ok((socket, peer)) = take(ready.get_mut()) {
         hand_over(socket, peer, &listener, &state, &inboxes);
     }
     events::listener_closed(listener.address);
@@ -102,7 +102,7 @@ async fn accept_one(listener: &Arc<Listener>, ready: &AsyncFd<std::net::TcpListe
         let _ = tokio::time::timeout(Duration::from_secs(1), state.closed.notified()).await;
     }
     let Ok(mut guard) = ready.readable().await else { return };
-    match guard.get_inner().accept() {
+    match take(guard.get_inner()) {
         Ok((socket, peer)) => hand_over(socket, peer, listener, state, inboxes),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
         Err(error) if is_the_clients(&error) => {}
@@ -113,12 +113,25 @@ async fn accept_one(listener: &Arc<Listener>, ready: &AsyncFd<std::net::TcpListe
     }
 }
 
+/// Accepts a connection that blocks nobody, in one system call where there is one for it.
+fn take(listener: &std::net::TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    #[cfg(target_os = "linux")]
+    {
+        let (socket, peer) = socket2::SockRef::from(listener).accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)?;
+        let peer = peer.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok((socket.into(), peer))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let (socket, peer) = listener.accept()?;
+        socket.set_nonblocking(true)?;
+        Ok((socket, peer))
+    }
+}
+
 /// Gives a connection to the worker with the fewest.
 fn hand_over(socket: TcpStream, peer: SocketAddr, listener: &Arc<Listener>, state: &Arc<State>, inboxes: &[Inbox]) {
     let Some(inbox) = inboxes.iter().min_by_key(|inbox| inbox.load.load(Relaxed)) else { return };
-    if let Err(error) = socket.set_nonblocking(true) {
-        return events::accept_failed(listener.address, &error);
-    }
     let open = Open::new(state, &inbox.load);
     // Fails only when the worker has stopped, at the end of a shutdown.
     let _ = inbox.sender.send(Accepted { socket, peer, listener: Arc::clone(listener), open });

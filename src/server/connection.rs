@@ -13,7 +13,6 @@ use http::{Request, Response};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
@@ -22,10 +21,10 @@ use crate::gateway::answer::ResponseBody;
 use crate::gateway::{Ending, Inbound, Snapshot, handle};
 use crate::http::Connection;
 use crate::http::clock::{Clock, ConnectionTimeouts, Phase};
-use crate::http::connection::ConnectionState;
+use crate::http::connection::{ConnectionState, Link};
 use crate::http::incoming::Incoming;
 use crate::http::watched::{End, Watched};
-use crate::server::h1::Http1;
+use crate::server::h1::{Http1, Served};
 use crate::server::io::{ClientIo, Transport};
 use crate::server::listener::{Listener, Stage};
 use crate::server::per_ip::{Counted, PerIp};
@@ -35,10 +34,6 @@ use crate::server::worker::{Accepted, Open, State};
 use crate::telemetry::metrics::ConnectionError;
 use crate::tls::{Alpn, client_certificate, negotiated, tls_version_word};
 
-/// What HTTP/2 clients send first (RFC 9113, 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// First read of a connection in clear text: enough for most request heads.
-const FIRST_READ: usize = 2048;
 /// HTTP/2 windows: a slow reader stops the upstream at about this much.
 const STREAM_WINDOW: u32 = 64 << 10;
 /// The windows of all streams together have room in that of the connection: else uploads that wait for a slow upstream would stop the others.
@@ -57,8 +52,6 @@ const DISMISSAL: Duration = Duration::from_millis(50);
 pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     let Accepted { socket, peer, listener, open } = accepted;
     let Ok(tcp) = TcpStream::from_std(socket) else { return };
-    // Without it a small answer could wait for the client's delayed ACK.
-    let _ = tcp.set_nodelay(true);
     listener.metrics.connection_opened(worker);
     let mut held = Held { open, per_ip: None, listener: Arc::clone(&listener), worker };
     let snapshot = state.snapshot.load_full();
@@ -177,52 +170,37 @@ pub(super) struct Session {
 }
 
 impl Session {
-    async fn run(self, mut transport: Transport, h2: Option<bool>, timeouts: ConnectionTimeouts) {
+    async fn run(self, transport: Transport, h2: Option<bool>, timeouts: ConnectionTimeouts) {
         let clock = Arc::new(Clock::new(Phase::Head, Instant::now(), timeouts));
-        let (h2, prefix) = match h2 {
-            Some(h2) => (h2, Vec::new()),
-            None => match self.first_bytes(&mut transport, &clock).await {
-                End::Done(Ok(Some((h2, prefix)))) => (h2, prefix),
-                End::Done(Ok(None) | Err(_)) => return,
-                End::Cut(_) => return self.listener.metrics.connection_error(self.worker, ConnectionError::HeaderTimeout),
-            },
-        };
-        if h2 { self.run_h2(transport, prefix, timeouts).await } else { self.run_h1(transport, prefix, clock).await }
-    }
-
-    /// [`sniff`] within the time a head may take; a drain does not wait for a client that never sent a byte.
-    async fn first_bytes(&self, transport: &mut Transport, clock: &Arc<Clock>) -> End<io::Result<Option<(bool, Vec<u8>)>>> {
-        let sniffing = pin!(sniff(transport));
-        tokio::select! {
-            biased;
-            end = Watched::new(sniffing, Arc::clone(clock)) => end,
-            () = self.listener.closing() => End::Done(Ok(None)),
+        let state = Arc::new(ConnectionState::new(Arc::clone(&clock)));
+        let io = ClientIo::new(transport, Arc::clone(&state), Arc::clone(&self.listener.metrics), self.worker);
+        let io = if h2 == Some(true) { Some(io) } else { self.run_h1(io, h2.is_none(), state).await };
+        if let Some(io) = io {
+            // Boxed: what HTTP/2 needs is much, and connections of HTTP/1 would carry room for it.
+            Box::pin(self.run_h2(io, clock, timeouts)).await;
         }
     }
 
     /// What comes with a request.
-    pub(super) fn inbound(&self, clock: Arc<Clock>, state: Option<Arc<ConnectionState>>) -> Inbound {
+    pub(super) fn inbound(&self, link: Link) -> Inbound {
         Inbound {
             worker: self.worker,
             snapshot: self.state.view(self.worker),
             connection: Arc::clone(&self.connection),
-            clock,
-            state,
+            link,
             ending: Arc::clone(&self.ending),
             upgrading: None,
             survey: None,
         }
     }
 
-    async fn run_h1(&self, transport: Transport, prefix: Vec<u8>, clock: Arc<Clock>) {
-        let state = Arc::new(ConnectionState::new(Arc::clone(&clock)));
+    /// Serves HTTP/1. Gives the stream back if its client speaks HTTP/2, which is looked for if `sniffing`.
+    async fn run_h1(&self, io: ClientIo, sniffing: bool, state: Arc<ConnectionState>) -> Option<ClientIo> {
+        let clock = Arc::clone(&state.clock);
         // Set once, here.
         let _ = state.hold.set(Arc::clone(&self.held) as _);
-        let io = ClientIo::new(transport, Vec::new(), Arc::clone(&state), Arc::clone(&self.listener.metrics), self.worker);
-        self.listener.metrics.bytes_received(self.worker, prefix.len() as u64);
         let closing = AtomicBool::new(false);
-        let mut watched = pin!(Watched::new(Http1::new(self, io, &prefix, state, &closing).run(), clock));
-        drop(prefix);
+        let mut watched = pin!(Watched::new(Http1::new(self, io, sniffing, state, &closing).run(), clock));
         let mut stages = self.stages();
         let mut cut = pin!(async {
             while stages.changed().await.is_ok() {
@@ -248,12 +226,14 @@ impl Session {
         .await;
         let error = match end {
             Some(End::Cut(Phase::Head)) => Some(ConnectionError::HeaderTimeout),
-            Some(End::Done(error)) => error,
+            Some(End::Done(Served::End(error))) => error,
+            Some(End::Done(Served::Http2(io))) => return Some(io),
             Some(End::Cut(_)) | None => None,
         };
         if let Some(error) = error {
             self.listener.metrics.connection_error(self.worker, error);
         }
+        None
     }
 
     /// Stages of the listener; one that came before this connection listened is heard as well.
@@ -265,24 +245,30 @@ impl Session {
         stages
     }
 
+    /// `max_header_size` and `max_headers` of this moment.
+    pub(super) fn head_limits(&self) -> (usize, usize) {
+        let (size, fields) = &self.state.head_limits;
+        (size.load(Relaxed), fields.load(Relaxed))
+    }
+
     /// The configuration of this moment.
     pub(super) fn snapshot(&self) -> arc_swap::Guard<Arc<Snapshot>> {
         self.state.snapshot.load()
     }
 
-    async fn run_h2(&self, transport: Transport, prefix: Vec<u8>, timeouts: ConnectionTimeouts) {
-        let clock = Arc::new(Clock::new(Phase::Head, Instant::now(), timeouts));
-        let state = Arc::new(ConnectionState::new(Arc::clone(&clock)));
+    async fn run_h2(&self, io: ClientIo, clock: Arc<Clock>, timeouts: ConnectionTimeouts) {
         let flood = Arc::new(Notify::new());
-        let io = ClientIo::new(transport, prefix, state, Arc::clone(&self.listener.metrics), self.worker).h2(Arc::clone(&flood));
+        let io = io.h2(Arc::clone(&flood));
         let streams = Streams::of(&clock);
         let service = service_fn(|request: Request<hyper::body::Incoming>| {
             let clock = Arc::new(Clock::new(Phase::Request, Instant::now(), timeouts));
             streams.expect(Arc::clone(&clock));
-            let inbound = self.inbound(clock, None);
+            let inbound = self.inbound(Link::Http2(clock));
             streams.clock().set_timeouts(inbound.snapshot.timeouts);
             // Boxed before hyper hands it on by value several times, and gone once the head is out, however long the body goes on.
-            Box::pin(async move { Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request.map(Incoming::Http2)).await) })
+            Box::pin(async move {
+                Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request.map(Incoming::Http2)).await.into_response())
+            })
         });
         let snapshot = self.state.snapshot.load_full();
         let mut builder = http2::Builder::new(StreamExecutor::new(&streams));
@@ -367,22 +353,4 @@ fn closed_by_peer(error: &hyper::Error) -> bool {
         cause = error.source();
     }
     false
-}
-
-/// Reads until it is clear whether the client speaks HTTP/2 by prior knowledge; `None` if it closed without a byte.
-async fn sniff(transport: &mut Transport) -> io::Result<Option<(bool, Vec<u8>)>> {
-    let Transport::Plain(tcp) = transport else { return Ok(Some((false, Vec::new()))) };
-    let mut bytes = Vec::with_capacity(FIRST_READ);
-    loop {
-        if tcp.read_buf(&mut bytes).await? == 0 {
-            return Ok((!bytes.is_empty()).then_some((false, bytes)));
-        }
-        let common = bytes.len().min(PREFACE.len());
-        if bytes.get(..common) != PREFACE.get(..common) {
-            return Ok(Some((false, bytes)));
-        }
-        if common == PREFACE.len() {
-            return Ok(Some((true, bytes)));
-        }
-    }
 }

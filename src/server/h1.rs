@@ -11,22 +11,22 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, EXPECT};
-use http::{Request, Response, StatusCode, Uri, Version};
+use http::header::{CONNECTION, EXPECT, TE};
+use http::{Request, StatusCode, Uri, Version};
 use http_body::Body;
 use tokio::sync::oneshot;
 
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::ResponseBody;
 use crate::gateway::handle::refuse_unread;
-use crate::gateway::{Inbound, handle};
+use crate::gateway::{Answered, Inbound, handle};
 use crate::http::clock::Phase;
-use crate::http::connection::ConnectionState;
+use crate::http::connection::{ConnectionState, Link};
 use crate::http::h1::{BodyLength, Limits, ParseError, RequestHead, framing};
 use crate::http::incoming::Incoming;
 use crate::http::upgrade::{BoxedStream, Upgrading};
 use crate::server::connection::Session;
-use crate::server::h1::response::{Asked, Ending, begin, refuse};
+use crate::server::h1::response::{Asked, Ending, Head, begin, refuse};
 use crate::server::h1::wire::{Heard, Outbox, Wire};
 use crate::server::io::ClientIo;
 use crate::telemetry::metrics::ConnectionError;
@@ -44,15 +44,17 @@ const FULL: usize = 32 << 10;
 pub(super) struct Http1<'a> {
     session: &'a Session,
     state: Arc<ConnectionState>,
-    wire: Arc<Wire>,
+    wire: Wire,
     /// Set when a connection that waits for a request must close.
     closing: &'a AtomicBool,
 }
 
-impl Drop for Http1<'_> {
-    fn drop(&mut self) {
-        self.wire.close();
-    }
+/// How a connection ended.
+pub(super) enum Served {
+    /// With what was wrong with the client, if it was.
+    End(Option<ConnectionError>),
+    /// Its client speaks HTTP/2.
+    Http2(ClientIo),
 }
 
 /// What is left to do when a request is over.
@@ -66,44 +68,43 @@ enum Next {
 }
 
 impl<'a> Http1<'a> {
-    pub(super) fn new(session: &'a Session, io: ClientIo, prefix: &[u8], state: Arc<ConnectionState>, closing: &'a AtomicBool) -> Self {
-        Self { session, state, wire: Arc::new(Wire::new(io, prefix)), closing }
+    /// Nothing was read from `io`. `sniffing`: its client may turn out to speak HTTP/2.
+    pub(super) fn new(session: &'a Session, io: ClientIo, sniffing: bool, state: Arc<ConnectionState>, closing: &'a AtomicBool) -> Self {
+        Self { session, state, wire: Wire::new(io, sniffing), closing }
     }
 
-    /// Serves the connection to its end; tells what was wrong with the client, if it was.
-    pub(super) async fn run(self) -> Option<ConnectionError> {
+    /// Serves the connection to its end, or until its client turns out to speak HTTP/2.
+    pub(super) async fn run(mut self) -> Served {
         loop {
             let head = match self.head().await {
                 Heard::Head(head) => head,
+                Heard::Http2 => return self.wire.take_stream().map_or(Served::End(None), Served::Http2),
                 Heard::End => {
                     let _ = poll_fn(|cx| self.wire.poll_goodbye(cx)).await;
-                    return None;
+                    return Served::End(None);
                 }
-                Heard::Cut => return None,
-                Heard::Bad { error, tls } => return Some(self.refuse(error, tls).await),
+                Heard::Cut => return Served::End(None),
+                Heard::Bad { error, tls } => return Served::End(Some(self.refuse(error, tls).await)),
             };
             match self.request(head).await {
                 Next::Request => self.wire.rest(),
                 Next::Close => {
                     // Whatever goes wrong now, the answer is out of our hands.
                     let _ = poll_fn(|cx| self.wire.poll_goodbye(cx)).await;
-                    return None;
+                    return Served::End(None);
                 }
-                Next::Drop => return None,
+                Next::Drop => return Served::End(None),
             }
         }
     }
 
     fn limits(&self) -> Limits {
-        let snapshot = self.session.snapshot();
-        Limits {
-            max_head: snapshot.max_header_size.saturating_mul(BACKSTOP).max(LEAST_HEAD),
-            max_fields: snapshot.max_headers.saturating_mul(BACKSTOP),
-        }
+        let (max_header_size, max_headers) = self.session.head_limits();
+        Limits { max_head: max_header_size.saturating_mul(BACKSTOP).max(LEAST_HEAD), max_fields: max_headers.saturating_mul(BACKSTOP) }
     }
 
     /// Waits for the next request.
-    async fn head(&self) -> Heard {
+    async fn head(&mut self) -> Heard {
         let limits = self.limits();
         poll_fn(|cx| {
             let begun = || {
@@ -121,7 +122,7 @@ impl<'a> Http1<'a> {
     }
 
     /// Answers bytes that are no request.
-    async fn refuse(&self, error: ParseError, tls: bool) -> ConnectionError {
+    async fn refuse(&mut self, error: ParseError, tls: bool) -> ConnectionError {
         let (reason, kind) = match error {
             ParseError::TooManyFields | ParseError::HeadTooLarge => (Reason::HeadersTooLarge, ConnectionError::TooLarge),
             ParseError::TargetTooLong => (Reason::UriTooLong, ConnectionError::TooLarge),
@@ -138,7 +139,7 @@ impl<'a> Http1<'a> {
             format!("The request head cannot be read: {error}.")
         };
         let (parts, bytes) = refuse_unread(&self.session.snapshot(), &Refusal::new(reason, detail));
-        let mut out = Outbox::default();
+        let mut out = Outbox::new();
         refuse(&parts, &bytes, &mut out);
         self.state.linger.store(true, Relaxed);
         // The client may be gone already, which is fine with us.
@@ -148,20 +149,15 @@ impl<'a> Http1<'a> {
     }
 
     /// Takes one request through the gateway and its answer to the client.
-    async fn request(&self, mut head: RequestHead) -> Next {
+    async fn request(&mut self, mut head: RequestHead) -> Next {
         let limits = Limits { max_head: LEAST_HEAD, max_fields: 128 };
         // A request whose end nobody can tell is refused by the gateway's own check, with all that belongs to a refusal.
         let framing = framing::of_request(head.version, &mut head.headers, head.survey);
         let length = framing.unwrap_or(BodyLength::Known(0));
-        let asked = Asked::new(head.version, &head.method, framing.is_ok() && wants_more(&head));
+        let asked = Asked::new(head.version, &head.method, framing.is_ok() && wants_more(&head), takes_trailers(&head));
         let expects = head.survey.expect() && head.version == Version::HTTP_11 && expects_continue(&head);
-        let number = self.wire.begin(length, limits, expects);
-        let body = match length {
-            BodyLength::Known(0) => Incoming::Empty,
-            BodyLength::Known(length) => Incoming::Http1 { source: Arc::clone(&self.wire) as _, number, length: Some(length) },
-            BodyLength::Chunked | BodyLength::UntilClose => Incoming::Http1 { source: Arc::clone(&self.wire) as _, number, length: None },
-        };
-        let mut inbound = self.session.inbound(Arc::clone(&self.state.clock), Some(Arc::clone(&self.state)));
+        let body = self.wire.begin(length, limits, expects);
+        let mut inbound = self.session.inbound(Link::Http1(Arc::clone(&self.state)));
         // A reload may have changed them.
         self.state.clock.set_timeouts(inbound.snapshot.timeouts);
         inbound.survey = Some(head.survey);
@@ -175,19 +171,25 @@ impl<'a> Http1<'a> {
             self.session.listener.metrics.connection_error(self.session.worker, kind);
             return Next::Drop;
         };
-        let response = {
+        let mut answer = None;
+        {
             let mut answering = pin!(handle(inbound, request));
-            let answered = poll_fn(|cx| match answering.as_mut().poll(cx) {
-                Poll::Ready(response) => Poll::Ready(Some(response)),
-                Poll::Pending if self.wire.poll_gone(cx) => Poll::Ready(None),
+            poll_fn(|cx| match answering.as_mut().poll(cx) {
+                Poll::Ready(answered) => {
+                    answer = Some(answered);
+                    Poll::Ready(())
+                }
+                Poll::Pending if self.wire.poll_gone(cx) => Poll::Ready(()),
                 Poll::Pending => Poll::Pending,
-            });
-            match answered.await {
-                Some(response) => response,
-                None => return Next::Drop,
-            }
-        };
-        self.respond(response, &asked, tunnel).await
+            })
+            .await;
+        }
+        match answer {
+            // That status is for the log: whoever left has nobody to read it.
+            Some(answer) if answer.parts.status.as_u16() == Reason::ClientClosed.status() && self.wire.is_cut() => Next::Drop,
+            Some(answer) => self.respond(answer, &asked, tunnel).await,
+            None => Next::Drop,
+        }
     }
 
     /// The other end of a stream that a tunnel could take.
@@ -201,13 +203,14 @@ impl<'a> Http1<'a> {
     }
 
     /// Writes an answer.
-    async fn respond(&self, response: Response<ResponseBody>, asked: &Asked, tunnel: Option<oneshot::Sender<BoxedStream>>) -> Next {
-        let (parts, body) = response.into_parts();
-        let mut out = Outbox::default();
+    async fn respond(&mut self, answer: Answered, asked: &Asked, tunnel: Option<oneshot::Sender<BoxedStream>>) -> Next {
+        let Answered { parts, lines, id, body } = answer;
+        let mut out = Outbox::new();
         out.front.extend_from_slice(self.wire.answer_begins());
-        let (mut ending, keep_alive) = begin(&parts, &body, asked, &mut out);
+        let head = Head { parts: &parts, lines: lines.as_deref(), id: body.id_name().zip(id.as_ref()) };
+        let (mut ending, keep_alive) = begin(&head, &body, asked, &mut out);
         let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-        drop(parts);
+        drop((parts, lines, id));
         let mut body = Writing { body, ended: false, cut: false };
         let writing = poll_fn(|cx| {
             let mut body = Pin::new(&mut body);
@@ -245,7 +248,7 @@ impl<'a> Http1<'a> {
             self.state.linger.store(false, Relaxed);
             if let (Some(tunnel), Some(stream)) = (tunnel, self.wire.take_stream()) {
                 // Nobody there: the tunnel has given up, and the stream closes with this.
-                let _ = tunnel.send(stream);
+                let _ = tunnel.send(Box::new(stream));
             }
             return Next::Drop;
         }
@@ -306,10 +309,8 @@ impl Writing {
 /// The request as the gateway takes it; `None` if its target is none.
 fn request(head: RequestHead, body: Incoming) -> Option<Request<Incoming>> {
     let mut request = Request::new(body);
-    *request.uri_mut() = match Uri::from_maybe_shared(head.target.clone()) {
-        Ok(uri) => uri,
-        Err(_) => encoded(&head.target)?,
-    };
+    let raw = head.target.iter().any(|byte| matches!(byte, b'<' | b'>' | b'`' | b'"'));
+    *request.uri_mut() = if raw { encoded(&head.target) } else { Uri::from_maybe_shared(head.target).ok() }?;
     *request.method_mut() = head.method;
     *request.version_mut() = head.version;
     *request.headers_mut() = head.headers;
@@ -338,6 +339,11 @@ fn wants_more(head: &RequestHead) -> bool {
         fields.flat_map(|field| field.split(',')).any(|word| word.trim().eq_ignore_ascii_case(option))
     };
     if head.version == Version::HTTP_11 { !head.survey.connection() || !has("close") } else { has("keep-alive") && !has("close") }
+}
+
+fn takes_trailers(head: &RequestHead) -> bool {
+    let fields = || head.headers.get_all(TE).iter().filter_map(|field| field.to_str().ok());
+    head.survey.hop_by_hop() && fields().flat_map(|field| field.split(',')).any(|word| word.trim().eq_ignore_ascii_case("trailers"))
 }
 
 fn expects_continue(head: &RequestHead) -> bool {

@@ -83,9 +83,20 @@ impl Guard {
 }
 
 impl ClientIo {
-    /// Wraps `transport`; `prefix` was read from it already and is read first.
-    pub fn new(transport: Transport, prefix: Vec<u8>, state: Arc<ConnectionState>, metrics: Arc<ListenerMetrics>, worker: usize) -> Self {
-        Self { transport, prefix, replayed: 0, state, metrics, worker, lingered: 0, write_shut: false, blocked: false, guard: None }
+    /// Wraps `transport`.
+    pub fn new(transport: Transport, state: Arc<ConnectionState>, metrics: Arc<ListenerMetrics>, worker: usize) -> Self {
+        Self {
+            transport,
+            prefix: Vec::new(),
+            replayed: 0,
+            state,
+            metrics,
+            worker,
+            lingered: 0,
+            write_shut: false,
+            blocked: false,
+            guard: None,
+        }
     }
 
     /// The same for a client that speaks HTTP/2; `flood` rings when it sends more than it may.
@@ -132,7 +143,8 @@ impl AsyncRead for ClientIo {
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        if this.replayed < this.prefix.len() {
+        let replayed = this.replayed < this.prefix.len();
+        if replayed {
             let rest = &this.prefix[this.replayed..];
             let count = rest.len().min(buf.remaining());
             buf.put_slice(&rest[..count]);
@@ -146,7 +158,9 @@ impl AsyncRead for ClientIo {
         }
         let bytes = &buf.filled()[before..];
         if !bytes.is_empty() {
-            this.metrics.bytes_received(this.worker, bytes.len() as u64);
+            if !replayed {
+                this.metrics.bytes_received(this.worker, bytes.len() as u64);
+            }
             match &mut this.guard {
                 None => this.state.clock.moved(bytes.len()),
                 Some(guard) => guard.received(bytes, &this.state),

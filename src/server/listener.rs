@@ -96,9 +96,11 @@ impl Listener {
     /// A listener over `socket`.
     ///
     /// # Errors
-    /// The socket has no address.
+    /// The socket has no address, or is none of TCP.
     pub fn new(socket: TcpListener, spec: ListenerSpec, metrics: impl FnOnce(&str) -> Arc<ListenerMetrics>) -> io::Result<Arc<Self>> {
         let address = socket.local_addr()?;
+        // Connections inherit it, also from a socket that was passed in: without it a small answer could wait for the client's delayed ACK.
+        socket2::SockRef::from(&socket).set_tcp_nodelay(true)?;
         Ok(Arc::new(Self {
             configured: spec.address,
             address,
@@ -172,5 +174,19 @@ impl Listener {
         let mut stages = self.stages();
         // The sender is `self`, so that this cannot fail.
         let _ = stages.wait_for(|stage| matches!(stage, Stage::Closing | Stage::Cut)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_inherit_that_small_answers_do_not_wait() {
+        let socket = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        socket2::SockRef::from(&socket).set_tcp_nodelay(true).unwrap();
+        let _client = std::net::TcpStream::connect(socket.local_addr().unwrap()).unwrap();
+        socket.set_nonblocking(false).unwrap();
+        assert!(socket.accept().unwrap().0.nodelay().unwrap());
     }
 }

@@ -134,6 +134,8 @@ impl Server {
     pub fn start(source: Source, options: Options) -> Result<Self, StartError> {
         let begun = Instant::now();
         let loaded = load_source(&source, &options);
+        // What begins to work while it is compiled, as connections to stores, has something to say already.
+        events::init(loaded.config.log.level, loaded.config.log.format);
         let count = worker_count(loaded.config.server.workers);
         let control = ControlThread::start()?;
         let shared = Shared::with(count, Some(control.handle.clone()), options.middleware.clone(), options.http2_ping);
@@ -143,7 +145,6 @@ impl Server {
         };
         let sockets = bind_new(&snapshot, &apply::Applied::default(), &options.inherited)
             .map_err(|problems| StartError::Bind(problems.into_iter().map(|(_, message, help)| (message, help)).collect()))?;
-        events::init(snapshot.config.log.level, snapshot.config.log.format);
         events::starting(env!("CARGO_PKG_VERSION"), crate::COMMIT, count);
         for address in options.inherited.iter().filter_map(|socket| socket.local_addr().ok()) {
             let wanted = snapshot.listeners.iter().any(|listener| listener.address == address);
@@ -154,6 +155,7 @@ impl Server {
         let (files, routes) = (snapshot.source.files.clone(), snapshot.routes.len());
         let snapshot = Arc::new(snapshot);
         let state = Arc::new(State {
+            head_limits: (AtomicUsize::new(snapshot.max_header_size), AtomicUsize::new(snapshot.max_headers)),
             snapshot: ArcSwap::new(Arc::clone(&snapshot)),
             views: (0..count).map(|_| Seen::new(&snapshot)).collect(),
             shared,

@@ -22,6 +22,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 pub struct State {
     /// The configuration that serves.
     pub snapshot: ArcSwap<Snapshot>,
+    /// Its `max_header_size` and `max_headers`, which are looked at whenever bytes come.
+    pub head_limits: (AtomicUsize, AtomicUsize),
     /// The same, for each worker's requests.
     pub views: Box<[Seen]>,
     /// State that outlives it.
@@ -37,6 +39,8 @@ pub struct State {
 impl State {
     /// Makes `snapshot` the one that serves.
     pub fn serve(&self, snapshot: &Arc<Snapshot>) {
+        self.head_limits.0.store(snapshot.max_header_size, Relaxed);
+        self.head_limits.1.store(snapshot.max_headers, Relaxed);
         self.snapshot.store(Arc::clone(snapshot));
         for view in &self.views {
             view.0.store(View::new(snapshot));

@@ -222,7 +222,7 @@ mod tests {
     fn a_host_that_is_none_is_a_bad_request() {
         let mut ex = exchange("/a");
         for (text, range) in [("", 0..0), ("evil.com/x", 0..10), ("a b", 0..3)] {
-            ex.host = crate::http::Host::new(None, HeaderValue::from_static(text), range);
+            ex.host = crate::http::Host::new(None, Some(HeaderValue::from_static(text)), range);
             assert_eq!(location("https://{host}{path}", &ex), Err(400), "{text}");
         }
     }

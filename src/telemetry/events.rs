@@ -189,13 +189,24 @@ pub fn jwks_insecure(authenticator: &str) {
     warn!(authenticator, "key set is fetched over http, anyone on the way can replace it");
 }
 
-/// A store answers no more, limits are decided locally; or it answers again.
-pub fn store_up(store: &str, up: bool) {
-    if up {
-        info!(store, "store is up");
-    } else {
-        warn!(store, "store is down, limits are decided locally");
-    }
+/// A store answers, for the first time or again.
+pub fn store_up(store: &str, gateways: u32) {
+    info!(store, gateways, "store is up");
+}
+
+/// A store answers no more.
+pub fn store_down(store: &str, error: &str) {
+    warn!(store, error, "store is down, limits are decided locally");
+}
+
+/// An attempt to reach a store has failed, for another reason than the last one.
+pub fn store_unreachable(store: &str, error: &str) {
+    warn!(store, error, "store cannot be reached, limits are decided locally; it is tried on");
+}
+
+/// A store answers, but takes no connection of a worker.
+pub fn store_refuses_worker(store: &str, error: &dyn std::fmt::Display) {
+    warn!(store, %error, "a worker cannot connect to the store, it decides limits locally; it tries on");
 }
 
 /// An upstream's certificates are not verified.

@@ -27,15 +27,44 @@ pub enum Source {
     H2(Incoming),
 }
 
+impl Source {
+    fn is_ended(&self) -> bool {
+        match self {
+            Self::Ended => true,
+            Self::Full(_) => false,
+            Self::H1(connection) => connection.is_body_ended(),
+            Self::H2(incoming) => incoming.is_end_stream(),
+        }
+    }
+}
+
 /// The body of an upstream's response. Its end gives the connection back; dropping it earlier closes the connection, or the stream.
 #[derive(Debug)]
 pub struct UpstreamBody {
     source: Source,
-    lease: Option<Lease>,
-    attempt: Option<Attempt>,
-    /// When the head came: from then on the connection counts as idle, which saves a look at the clock at the end.
+    /// Behind a pointer, since most bodies came with their head and hold on to nothing.
+    held: Option<Box<Held>>,
+    /// When the head came.
     since: Instant,
     cut: bool,
+}
+
+/// What a body that is not complete holds on to.
+#[derive(Debug)]
+struct Held {
+    lease: Option<Lease>,
+    attempt: Attempt,
+}
+
+impl Held {
+    /// The body has ended. The connection counts as idle `since` the head came, which saves a look at the clock.
+    fn give_back(&self, source: Source, since: Instant) {
+        if let (Source::H1(mut connection), Some(lease)) = (source, &self.lease)
+            && connection.finish()
+        {
+            self.attempt.endpoint().pool.give_back(connection, lease.worker, since);
+        }
+    }
 }
 
 /// Why a body was cut.
@@ -45,6 +74,8 @@ pub enum BodyError {
     H1(h1::Error),
     /// Over HTTP/2.
     H2(hyper::Error),
+    /// The HTTP/2 stream or its connection ended with NO_ERROR, but before the body did. hyper takes that for an end.
+    Unfinished,
 }
 
 impl fmt::Display for BodyError {
@@ -52,6 +83,7 @@ impl fmt::Display for BodyError {
         match self {
             Self::H1(error) => error.fmt(f),
             Self::H2(error) => error.fmt(f),
+            Self::Unfinished => f.write_str("the stream was reset before its end"),
         }
     }
 }
@@ -61,6 +93,7 @@ impl std::error::Error for BodyError {
         match self {
             Self::H1(error) => std::error::Error::source(error),
             Self::H2(error) => std::error::Error::source(error),
+            Self::Unfinished => None,
         }
     }
 }
@@ -68,22 +101,20 @@ impl std::error::Error for BodyError {
 impl UpstreamBody {
     /// The response that came on `lease`; without one its connection is not kept.
     pub(super) fn wrap(response: Response<Source>, lease: Option<Lease>, attempt: Attempt, since: Instant) -> Response<Self> {
-        response.map(|source| {
-            let mut body = Self { source, lease, attempt: Some(attempt), since, cut: false };
+        response.map(|mut source| {
+            let held = Held { lease, attempt };
             let mut whole = None;
-            if let (Source::H1(connection), Some(lease)) = (&mut body.source, &body.lease) {
+            if let (Source::H1(connection), Some(_)) = (&mut source, &held.lease) {
                 if let Some(limit) = connection.idle_limit() {
-                    lease.pool().learn_idle_timeout(limit);
+                    held.attempt.endpoint().pool.learn_idle_timeout(limit);
                 }
                 whole = connection.take_whole_body();
             }
-            if body.is_end_stream() {
-                body.ended();
+            if source.is_ended() {
+                held.give_back(source, since);
+                return Self { source: whole.map_or(Source::Ended, Source::Full), held: None, since, cut: false };
             }
-            if let Some(whole) = whole {
-                body.source = Source::Full(whole);
-            }
-            body
+            Self { source, held: Some(Box::new(held)), since, cut: false }
         })
     }
 
@@ -94,6 +125,11 @@ impl UpstreamBody {
         }
     }
 
+    /// When all of it was there, if it came with its head.
+    pub fn whole_at(&self) -> Option<Instant> {
+        self.held.is_none().then_some(self.since)
+    }
+
     /// Whether the upstream ended it early.
     pub fn cut(&self) -> bool {
         self.cut
@@ -101,13 +137,9 @@ impl UpstreamBody {
 
     fn ended(&mut self) {
         let source = std::mem::replace(&mut self.source, Source::Ended);
-        if let (Source::H1(mut connection), Some(lease)) = (source, &self.lease)
-            && connection.finish()
-        {
-            lease.give_back(connection, self.since);
+        if let Some(held) = self.held.take() {
+            held.give_back(source, self.since);
         }
-        self.lease = None;
-        self.attempt = None;
     }
 }
 
@@ -125,7 +157,10 @@ impl Body for UpstreamBody {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             Source::H1(connection) => ready!(connection.poll_body(cx)).map(|frame| frame.map_err(BodyError::H1)),
-            Source::H2(incoming) => ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::H2)),
+            Source::H2(incoming) => match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+                None if !incoming.is_end_stream() => Some(Err(BodyError::Unfinished)),
+                frame => frame.map(|frame| frame.map_err(BodyError::H2)),
+            },
         };
         match &frame {
             Some(Ok(_)) if this.is_end_stream() => this.ended(),
@@ -135,21 +170,15 @@ impl Body for UpstreamBody {
                 tracing::debug!(%error, "response cut");
                 this.cut = true;
                 this.source = Source::Ended;
-                this.lease = None;
-                this.attempt = None;
+                this.held = None;
             }
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            // A body that was cut never looks complete.
-            Source::Ended => !self.cut,
-            Source::Full(_) => false,
-            Source::H1(connection) => connection.is_body_ended(),
-            Source::H2(incoming) => incoming.is_end_stream(),
-        }
+        // A body that was cut never looks complete.
+        self.source.is_ended() && !self.cut
     }
 
     fn size_hint(&self) -> SizeHint {

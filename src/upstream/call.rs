@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 use crate::error::Reason;
 use crate::http::body::{BoxedBody, ClientBody, RequestBody};
 use crate::http::clock::{Clock, Expired};
+use crate::http::headers::Added;
 use crate::upstream::failure::Failure;
 use crate::upstream::h1;
 use crate::upstream::retry::{Retriable, RetryPolicy};
@@ -52,14 +53,16 @@ impl CallBody {
 pub struct Call<'a> {
     /// The worker it runs on.
     pub worker: usize,
+    /// When it begins.
+    pub begun: Instant,
     /// Its method.
     pub method: &'a Method,
     /// Path and query to send.
-    pub target: PathAndQuery,
+    pub target: &'a PathAndQuery,
     /// Header fields to send; hop-by-hop ones are gone. `Host` is taken from `host`.
     pub headers: HeaderMap,
     /// Host to send; `None` is the endpoint's own.
-    pub host: Option<HeaderValue>,
+    pub host: Option<&'a HeaderValue>,
     /// Body to send.
     pub body: CallBody,
     /// `retry` of the route.
@@ -72,6 +75,10 @@ pub struct Call<'a> {
     pub limit: Limit<'a>,
     /// Whether it needs HTTP/2 (gRPC).
     pub needs_h2: bool,
+    /// Fields to send beside `headers`, to an HTTP/1.1 endpoint.
+    pub added: Option<Added<'a>>,
+    /// Whether the fields of the response may stay lines: nobody on the way looks at them.
+    pub as_lines: bool,
 }
 
 /// What is known of a call for the access log, also when it fails.
@@ -221,18 +228,19 @@ impl Call<'_> {
         h1::Head {
             method: self.method,
             target: self.target.as_str(),
-            host: self.host.as_ref().unwrap_or(&endpoint.authority),
+            host: self.host.unwrap_or(&endpoint.authority),
             headers: &self.headers,
+            added: self.added.as_ref(),
         }
     }
 
     /// The request for an HTTP/2 endpoint. The header fields stay behind for another attempt: the upstream may say of any request that it
     /// did not take it.
     pub(super) fn request(&self, endpoint: &Endpoint) -> Request<RequestBody> {
-        let host = self.host.as_ref().unwrap_or(&endpoint.authority);
+        let host = self.host.unwrap_or(&endpoint.authority);
         let mut request = Request::new(self.body());
         *request.method_mut() = self.method.clone();
-        *request.uri_mut() = absolute(&self.target, host, endpoint.tls);
+        *request.uri_mut() = absolute(self.target, host, endpoint.tls);
         *request.version_mut() = Version::HTTP_2;
         let mut headers = self.headers.clone();
         headers.remove(HOST);

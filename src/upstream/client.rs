@@ -11,7 +11,7 @@ use hyper::client::conn::http2::SendRequest;
 use crate::error::Reason;
 use crate::health::breaker::Verdict;
 use crate::http::body::RequestBody;
-use crate::http::h1::ResponseHead;
+use crate::http::h1::{Lines, ResponseHead};
 use crate::telemetry::events;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::attempt::{Attempt, FailKind};
@@ -25,6 +25,49 @@ use crate::upstream::restart::Comeback;
 use crate::upstream::retry::{Retriable, RetryAfter, RetryPolicy, retry_after};
 use crate::upstream::{Endpoint, PickArgs, PickError, Upstream};
 
+/// A response, whose fields may still be [`Lines`]: then its header map is empty.
+#[derive(Debug)]
+pub struct Reply<B> {
+    response: Response<B>,
+    lines: Option<Box<Lines>>,
+}
+
+impl<B> Reply<B> {
+    /// A response with all its fields in the map.
+    fn of_map(response: Response<B>) -> Self {
+        Self { response, lines: None }
+    }
+
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    /// The response, and those of its fields that are not in its map.
+    pub fn into_parts(self) -> (Response<B>, Option<Box<Lines>>) {
+        (self.response, self.lines)
+    }
+
+    /// The response with all fields in its map.
+    pub fn whole(mut self) -> Response<B> {
+        if let Some(lines) = self.lines {
+            *self.response.headers_mut() = lines.into_map();
+        }
+        self.response
+    }
+
+    fn retry_after(&self) -> RetryAfter {
+        match &self.lines {
+            Some(lines) => retry_after(&Lines::clone(lines).into_map(), SystemTime::now()),
+            None => retry_after(self.response.headers(), SystemTime::now()),
+        }
+    }
+
+    fn map_response<C>(self, map: impl FnOnce(Response<B>) -> Response<C>) -> Reply<C> {
+        Reply { response: map(self.response), lines: self.lines }
+    }
+}
+
 /// Sends `call` to `upstream` and returns the response as soon as its head is there.
 ///
 /// # Errors
@@ -32,21 +75,21 @@ use crate::upstream::{Endpoint, PickArgs, PickError, Upstream};
 pub async fn send(
     upstream: &Arc<Upstream>,
     metrics: &UpstreamMetrics,
-    mut call: Call<'_>,
+    call: &mut Call<'_>,
     trace: &mut Trace,
-) -> Result<Response<UpstreamBody>, Failure> {
+) -> Result<Reply<UpstreamBody>, Failure> {
     let policy = call.retry.filter(|policy| policy.attempts > 0);
     if policy.is_some() {
-        upstream.budget().first_attempt(call.worker, Instant::now());
+        upstream.budget().first_attempt(call.worker, call.begun);
     }
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
     let mut retries = 0;
     loop {
-        let (outcome, endpoint) = attempt(upstream, metrics, &mut call, &tried, trace).await;
+        let (outcome, endpoint) = attempt(upstream, metrics, call, &tried, trace).await;
         let Some(policy) = policy else { return outcome };
         let (retriable, after) = match &outcome {
-            Ok(response) if !policy.any_status() || response.status().is_success() => return outcome,
-            Ok(response) => (Retriable::Status(response.status()), retry_after(response.headers(), SystemTime::now())),
+            Ok(reply) if !policy.any_status() || reply.status().is_success() => return outcome,
+            Ok(reply) => (Retriable::Status(reply.status()), reply.retry_after()),
             Err(Failure { retriable: Some(retriable), .. }) => (*retriable, RetryAfter::None),
             Err(_) => return outcome,
         };
@@ -89,7 +132,7 @@ pub(super) fn may_retry(upstream: &Upstream, metrics: &UpstreamMetrics, policy: 
 }
 
 /// What an attempt came to, and where it went. (A response may not know any more: one without a body has let go of its endpoint.)
-type Attempted = (Result<Response<UpstreamBody>, Failure>, Option<Arc<Endpoint>>);
+type Attempted = (Result<Reply<UpstreamBody>, Failure>, Option<Arc<Endpoint>>);
 
 /// What a dropped attempt is told.
 pub(super) const DROPPED: Failure = Failure::new(Reason::Overloaded, "The upstream is failing; this request was not sent to it.");
@@ -102,7 +145,7 @@ async fn attempt(
     tried: &[Arc<Endpoint>],
     trace: &mut Trace,
 ) -> Attempted {
-    if tried.is_empty() && upstream.has_breaker() && upstream.admit(Instant::now(), crate::random::next()) == Verdict::Drop {
+    if tried.is_empty() && upstream.has_breaker() && upstream.admit(call.begun, crate::random::next()) == Verdict::Drop {
         metrics.breaker_dropped(call.worker);
         return (Err(DROPPED), None);
     }
@@ -130,17 +173,17 @@ async fn attempt(
     trace.upstream_time = Some(elapsed);
     let counts = endpoint.pool.metrics();
     match outcome {
-        Ok((response, lease)) => {
-            let status = response.status();
+        Ok((reply, lease)) => {
+            let status = reply.status();
             counts.attempt_status(call.worker, status.as_u16());
             metrics.attempt_duration(call.worker, elapsed);
-            match failed_status(&response) {
+            match failed_status(&reply.response) {
                 Some(kind) => attempt.failed(now, elapsed, kind),
                 None => attempt.succeeded(now, elapsed),
             }
             // Only a response that may be answered by another attempt is asked where it came from.
             let again = (!status.is_success()).then(|| Arc::clone(endpoint));
-            (Ok(UpstreamBody::wrap(response, Some(lease), attempt, now)), again)
+            (Ok(reply.map_response(|response| UpstreamBody::wrap(response, Some(lease), attempt, now))), again)
         }
         Err(failure) => {
             counts.attempt_failed(call.worker, failure.reason);
@@ -169,8 +212,10 @@ pub(super) fn failed_status<B>(response: &Response<B>) -> Option<FailKind> {
 /// Picks an endpoint; waits up to `connect_timeout` for room where all are full.
 pub(super) async fn pick(upstream: &Arc<Upstream>, call: &Call<'_>, tried: &[Arc<Endpoint>]) -> Result<(Attempt, Instant), Failure> {
     let mut give_up = None;
+    // A look at the clock costs as much as the pick.
+    let mut begun = tried.is_empty().then_some(call.begun);
     loop {
-        let now = Instant::now();
+        let now = begun.take().unwrap_or_else(Instant::now);
         let args = PickArgs { worker: call.worker, now, tried, hash: call.hash, random: crate::random::next() };
         match upstream.pick(&args) {
             Ok(attempt) => return Ok((attempt, now)),
@@ -216,8 +261,9 @@ async fn on_endpoint(
     connect_timeout: Duration,
     picked: Instant,
     per_try: Option<Deadline>,
-) -> Result<(Response<Source>, Lease), Failure> {
+) -> Result<(Reply<Source>, Lease), Failure> {
     let mut lease = endpoint.pool.checkout(call.worker, picked);
+    let mut replaced = false;
     loop {
         let mut leased = match lease.take() {
             Some(lease) => lease,
@@ -227,27 +273,28 @@ async fn on_endpoint(
         let unanswered = match leased.sender.take() {
             None => return Err(Failure::new(Reason::Internal, "A connection without a sender.")),
             Some(Sender::H1(connection)) if call.needs_h2 => {
-                leased.give_back(connection, picked);
+                endpoint.pool.give_back(connection, call.worker, picked);
                 return Err(Failure::of_connect(&ConnectError::Protocol("gRPC needs an HTTP/2 endpoint")));
             }
             Some(Sender::H1(mut connection)) => {
-                let started = connection.start(&call.head(endpoint), call.body());
+                let started = connection.start(&call.head(endpoint), call.body(), call.as_lines);
                 let answered = match started {
                     Ok(()) => call.limit.run(per_try, std::future::poll_fn(|cx| connection.poll_head(cx))).await,
                     Err(error) => Ok(Err(error)),
                 };
                 match answered {
                     Err(over) => return Err(over.failure()),
-                    Ok(Ok(head)) => return answer(head, connection).map(|response| (response, leased)),
+                    Ok(Ok(head)) => return answer(head, connection).map(|reply| (reply, leased)),
                     Ok(Err(error)) => unanswered(call, &mut connection, &error),
                 }
             }
             Some(Sender::H2(sender)) => match Box::pin(over_h2(call, endpoint, sender, per_try)).await? {
-                Ok(response) => return Ok((response, leased)),
+                Ok(response) => return Ok((Reply::of_map(response), leased)),
                 Err(unanswered) => unanswered,
             },
         };
-        let closed = leased.reused && unanswered.closed;
+        // Once: an upstream that ends every connection over this request must not be asked for ever.
+        let closed = leased.reused && unanswered.closed && !std::mem::replace(&mut replaced, true);
         if !closed || !(unanswered.never_sent && call.replayable() || call.repeatable()) {
             return Err(unanswered.failure);
         }
@@ -275,14 +322,15 @@ impl Unanswered {
 }
 
 /// The final response that came over HTTP/1.1.
-fn answer(head: ResponseHead, connection: H1) -> Result<Response<Source>, Failure> {
+fn answer(mut head: ResponseHead, connection: H1) -> Result<Reply<Source>, Failure> {
     if head.status.is_informational() {
         return Err(wrong("The upstream switched protocols without being asked."));
     }
-    Ok(response(head, Source::H1(connection)))
+    let lines = head.lines.take();
+    Ok(Reply { response: response(head, Source::H1(connection)), lines })
 }
 
-/// A response made of what was read.
+/// A response made of what was read, but for what are lines.
 pub(super) fn response<B>(head: ResponseHead, body: B) -> Response<B> {
     let mut response = Response::new(body);
     *response.status_mut() = head.status;

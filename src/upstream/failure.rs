@@ -36,6 +36,7 @@ impl Failure {
     pub const fn of_body(failure: BodyFailure) -> Self {
         match failure {
             BodyFailure::Client => Self::new(Reason::ClientClosed, "The client ended its request early."),
+            BodyFailure::Unreadable => Self::new(Reason::BadRequest, "The request body cannot be read."),
             BodyFailure::TooLarge => Self::new(Reason::BodyTooLarge, "The request body is longer than this route allows."),
             BodyFailure::Stalled => Self::new(Reason::RequestTimeout, "The request body did not arrive in time."),
             BodyFailure::Detached => Self::new(Reason::Internal, "The request could not be sent again."),

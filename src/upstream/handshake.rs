@@ -121,9 +121,9 @@ async fn handshake(
     };
     let mut headers = call.headers.clone();
     websocket.prepare_request(&mut headers);
-    let host = call.host.as_ref().unwrap_or(&endpoint.authority);
-    let head = Head { method: &Method::GET, target: call.target.as_str(), host, headers: &headers };
-    connection.start(&head, RequestBody::Empty).map_err(|error| Failure::of_h1(&error))?;
+    let host = call.host.unwrap_or(&endpoint.authority);
+    let head = Head { method: &Method::GET, target: call.target.as_str(), host, headers: &headers, added: None };
+    connection.start(&head, RequestBody::Empty, false).map_err(|error| Failure::of_h1(&error))?;
     let head = match call.limit.run(None, std::future::poll_fn(|cx| connection.poll_head(cx))).await {
         Err(over) => return Err(over.failure()),
         Ok(Err(error)) => return Err(Failure::of_h1(&error)),

@@ -125,16 +125,17 @@ pub struct Lease {
     pub sender: Option<Sender>,
     /// Whether an earlier request used it: then it may have been closed by the upstream in the meantime.
     pub reused: bool,
-    pool: Arc<EndpointPool>,
-    worker: usize,
-    streams: Option<Arc<Streams>>,
+    /// The worker whose it is.
+    pub worker: usize,
+    /// Of HTTP/2: counted as long as it is on loan.
+    stream: Option<(Arc<EndpointPool>, Arc<Streams>)>,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(streams) = &self.streams {
+        if let Some((pool, streams)) = &self.stream {
             streams.open.fetch_sub(1, Relaxed);
-            self.pool.freed.notify_one();
+            pool.freed.notify_one();
         }
     }
 }
@@ -191,7 +192,7 @@ impl EndpointPool {
         while let Some(mut idle) = kept.idle.pop() {
             // One after a long response counts from its head, and may be stale where older ones are not.
             if now.saturating_duration_since(idle.since) < idle_timeout && idle.connection.is_ready() {
-                return Some(self.lease(Sender::H1(idle.connection), worker, true, None));
+                return Some(Lease::h1(idle.connection, worker, true));
             }
         }
         self.share(kept, worker)
@@ -212,17 +213,13 @@ impl EndpointPool {
         shared.idle_since = None;
         let (sender, streams) = (shared.sender.clone(), Arc::clone(&shared.streams));
         drop(kept);
-        Some(self.lease(Sender::H2(sender), worker, true, Some(streams)))
+        Some(Lease { sender: Some(Sender::H2(sender)), reused: true, worker, stream: Some((Arc::clone(self), streams)) })
     }
 
     /// A stream on another worker's connection, where this one may not open its own.
     pub fn borrow(self: &Arc<Self>, worker: usize) -> Option<Lease> {
         let shards = self.shards.len();
         (0..shards).find_map(|next| self.checkout_h2((worker + next) % shards))
-    }
-
-    fn lease(self: &Arc<Self>, sender: Sender, worker: usize, reused: bool, streams: Option<Arc<Streams>>) -> Lease {
-        Lease { sender: Some(sender), reused, pool: Arc::clone(self), worker, streams }
     }
 
     /// A new connection, or `None` when `max_connections` are open and none of them can be used. Where connections are shared (HTTP/2), requests
@@ -247,15 +244,16 @@ impl EndpointPool {
                 return Some(Err(error));
             }
             if let Some(lease) = self.checkout(worker, Instant::now()) {
-                return Some(Ok(lease));
+                // It was opened for those who waited for it.
+                return Some(Ok(lease.of_a_new_connection()));
             }
         }
         let open = self.reserve(worker, false)?;
         let streams = Arc::clone(&open.streams);
         let outcome = tokio::time::timeout(timeout, self.destination.connect(addresses, open)).await;
         match self.connected(worker, streams, outcome.unwrap_or(Err(ConnectError::Timeout))) {
-            Ok(Some(connection)) => Some(Ok(self.lease(Sender::H1(connection), worker, false, None))),
-            Ok(None) => self.checkout_h2(worker).map(Ok),
+            Ok(Some(connection)) => Some(Ok(Lease::h1(connection, worker, false))),
+            Ok(None) => self.checkout_h2(worker).map(|lease| Ok(lease.of_a_new_connection())),
             Err(error) => Some(Err(error)),
         }
     }
@@ -390,7 +388,8 @@ impl EndpointPool {
         drop(stale);
     }
 
-    fn give_back(&self, connection: H1, worker: usize, since: Instant) {
+    /// Takes an HTTP/1.1 connection back that is fit for another request, idle since `since`.
+    pub fn give_back(&self, connection: H1, worker: usize, since: Instant) {
         let wanted = connection.is_wanted();
         let mut kept = self.shard(worker);
         if wanted && kept.idle.len() < self.max_idle {
@@ -442,14 +441,13 @@ impl Shared {
 }
 
 impl Lease {
-    /// The endpoint's pool.
-    pub fn pool(&self) -> &Arc<EndpointPool> {
-        &self.pool
+    fn h1(connection: H1, worker: usize, reused: bool) -> Self {
+        Self { sender: Some(Sender::H1(connection)), reused, worker, stream: None }
     }
 
-    /// Gives an HTTP/1.1 connection back that is fit for another request, idle since `since`.
-    pub fn give_back(&self, connection: H1, since: Instant) {
-        self.pool.give_back(connection, self.worker, since);
+    fn of_a_new_connection(mut self) -> Self {
+        self.reused = false;
+        self
     }
 }
 

@@ -190,6 +190,9 @@ fn log_and_metrics_have_the_exact_cause() {
         assert!(said || !detail.contains(cause), "the cause is not for the client: {detail}");
     }
     assert_eq!(upstream.count(), 0);
+    // A token that does not say whose it is.
+    assert_eq!(with_fields(&gateway, "/t/nobody", &[("Authorization", &changed(json!({ "sub": null })))]).status, 200);
+    assert_eq!(gateway.logged("/t/nobody").get("user"), None, "absent values are left out");
 }
 
 #[test]

@@ -128,16 +128,30 @@ fn broken_chunks_never_become_a_complete_request() {
         "5\r\nhelloX0\r\n\r\n",
         "-1\r\nhello\r\n0\r\n\r\n",
         "FFFFFFFFFFFFFFFFF\r\nhello\r\n0\r\n\r\n",
+        "5\r\nhello\r\n0\r\nbad trailer: x\r\n\r\n",
+        "5\r\nhello\r\n0\r\nx: y\n\r\n",
         long.as_str(),
     ] {
-        let mut raw = gateway.connect();
-        raw.send(format!("POST /broken HTTP/1.1\r\nHost: site\r\nTransfer-Encoding: chunked\r\n\r\n{body}{SMUGGLED}"));
-        let (answers, _) = raw.rest();
-        let text = String::from_utf8_lossy(&answers);
-        assert!(text.matches("HTTP/1.1 ").count() <= 1, "{body:?}: {text}");
-        assert!(!text.starts_with("HTTP/1.1 200"), "{body:?}: {text}");
+        let bytes = format!("POST /broken HTTP/1.1\r\nHost: site\r\nTransfer-Encoding: chunked\r\n\r\n{body}{SMUGGLED}");
+        let answer = refused_and_closed(&gateway, bytes.as_bytes());
+        assert_eq!((answer.reason().as_str(), answer.header("connection")), ("bad_request", Some("close")), "{body:?}");
     }
     assert_eq!(upstream.count(), 0, "{:?}", upstream.requests());
+}
+
+#[test]
+fn a_body_that_its_client_cuts_is_499_in_the_log_and_never_on_the_wire() {
+    let (gateway, upstream) = proxy();
+    for (path, body) in [("/length", "Content-Length: 50\r\n\r\nhello"), ("/chunks", "Transfer-Encoding: chunked\r\n\r\n5\r\nhel")] {
+        let mut raw = gateway.connect();
+        raw.send(format!("POST {path} HTTP/1.1\r\nHost: site\r\n{body}"));
+        raw.half_close();
+        let (answers, _) = raw.rest();
+        assert!(answers.is_empty(), "{:?}", String::from_utf8_lossy(&answers));
+        let line = gateway.logged(path);
+        assert_eq!((&line["status"], &line["reason"], &line["complete"]), (&499.into(), &"client_closed".into(), &false.into()), "{line}");
+    }
+    assert_eq!(upstream.count(), 0);
 }
 
 #[test]

@@ -514,6 +514,7 @@ fn errors_of_the_gateway_are_grpc_statuses() {
           - { match: /gone/*, upstream: gone }
           - { match: GET /get, upstream: up }";
     let gateway = Gateway::new(yaml, &[refused.address, upstream.address]);
+    let long = format!("/{}", "a".repeat(33 << 10));
     block_on(async {
         let mut raw = Client::connect(gateway.address()).await;
         raw.ask(grpc("/limit/x", &[]), &message(b"x")).await.unwrap();
@@ -527,6 +528,8 @@ fn errors_of_the_gateway_are_grpc_statuses() {
             ("/gone/x", "14"),
             ("/get", "12"),
             ("/none", "12"),
+            ("/%zz", "3"),
+            (&long, "8"),
         ] {
             let reply = raw.ask(grpc(path, &[("content-length", "10")]), &message(b"hello")).await.unwrap();
             assert_eq!((reply.status, reply.header("grpc-status")), (200, Some(status)), "{path}");

@@ -112,6 +112,14 @@ fn the_last_error_is_shown_in_plain_words() {
 }
 
 #[test]
+fn a_check_without_a_kind_asks_for_health() {
+    let upstream = Upstream::serve(|request, conn| conn.answer(if request.target == "/health" { 200 } else { 404 }, "", ""));
+    let gateway = Gateway::new(&checked("[http://@0]", "", ""), &[upstream.address]);
+    becomes(&gateway, 0, "healthy", None);
+    assert_eq!(gateway.admin_get("/config").json()["upstreams"]["up"]["health"]["path"], "/health");
+}
+
+#[test]
 fn a_tcp_check_is_content_with_a_connection() {
     let mut upstream = Upstream::raw(|conn| {
         conn.wait_end();

@@ -11,7 +11,7 @@ use http::HeaderMap;
 use crate::support::client::{self, get};
 use crate::support::frames::{HEAD, PREFACE, frame, frames, raw, went_away};
 use crate::support::h2::{Client, H2Upstream, drain, reply, request, whole};
-use crate::support::{End, Gate, Gateway, PATIENCE, Raw, Then, Upstream, block_on, eventually};
+use crate::support::{Conn, End, Gate, Gateway, PATIENCE, Raw, Then, Upstream, block_on, eventually};
 
 fn h2_route(more: &str) -> String {
     format!(
@@ -158,6 +158,106 @@ fn a_cut_response_is_a_reset_stream() {
         assert!(reply.error.is_some_and(|error| error.is_reset()), "a clean end");
     });
     assert_eq!(gateway.logged("/cut")["reason"], "upstream_truncated");
+}
+
+/// Reads a connection of HTTP/2 up to the head of its first request.
+fn read_head(conn: &mut Conn) {
+    conn.write(frame(4, 0, 0, b""));
+    while !frames(conn.wire.buffer.get(PREFACE.len()..).unwrap_or_default()).contains(&(1, 1)) {
+        assert!(conn.wire.fill().unwrap() > 0);
+    }
+}
+
+/// An upstream that answers each connection's request with a 200 and these frames, all at once.
+fn framed(answer: Vec<u8>) -> Upstream {
+    Upstream::raw(move |conn| {
+        read_head(conn);
+        conn.write([frame(1, 4, 1, b"\x88"), answer.clone()].concat());
+        conn.wait_end();
+        Then::Close
+    })
+}
+
+#[test]
+fn a_request_that_ends_every_connection_is_sent_as_often_as_its_retries_allow() {
+    let upstream = Upstream::raw(|conn| {
+        read_head(conn);
+        Then::Close
+    });
+    let gateway = Gateway::new(&h2_route(""), &[upstream.address]);
+    gateway.get("/poison").refused(502, "upstream_reset");
+    // Once, and once more by `retry`.
+    assert_eq!(upstream.connections(), 2);
+}
+
+#[test]
+fn a_stream_that_is_reset_without_an_error_is_cut_all_the_same() {
+    let upstream = framed([frame(0, 0, 1, b"half"), frame(3, 0, 1, &[0; 4])].concat());
+    let gateway = Gateway::new(&h2_route(""), &[upstream.address]);
+    block_on(async {
+        let mut client = Client::connect(gateway.address()).await;
+        let reply = client.get("/cut2").await;
+        assert!(reply.error.is_some_and(|error| error.is_reset()), "a clean end");
+    });
+    let gateway = Gateway::new(&h2_route(""), &[upstream.address]);
+    let mut raw = gateway.connect();
+    raw.send(get("/cut1"));
+    let (bytes, _) = raw.rest();
+    assert!(!bytes.ends_with(b"0\r\n\r\n"), "{:?}", String::from_utf8_lossy(&bytes));
+    assert_eq!(gateway.logged("/cut1")["reason"], "upstream_truncated");
+}
+
+#[test]
+fn an_answer_without_a_body_ends_whatever_its_upstream_sends() {
+    for rest in [frame(0, 1, 1, b"body"), Vec::new()] {
+        let upstream = framed(rest);
+        let gateway = Gateway::new(&h2_route(""), &[upstream.address]);
+        block_on(async {
+            let mut client = Client::connect(gateway.address()).await;
+            let reply = client.ask(request("HEAD", "/", &[]), b"").await.unwrap();
+            assert_eq!((reply.status, reply.body.len(), reply.error.is_none()), (200, 0, true));
+        });
+        assert_eq!(gateway.logged("/")["complete"], true);
+    }
+}
+
+#[test]
+fn an_answer_that_asks_for_no_more_of_the_upload_is_whole() {
+    // RFC 9113 section 8.1: END_STREAM, then a reset with NO_ERROR.
+    let upstream = framed([frame(0, 1, 1, b"enough"), frame(3, 0, 1, &[0; 4])].concat());
+    let gateway = Gateway::new(&h2_route(""), &[upstream.address]);
+    block_on(async {
+        let mut client = Client::connect(gateway.address()).await;
+        let (response, _stream) = client.open(request("POST", "/", &[])).await.unwrap();
+        let reply = whole(response.await.unwrap()).await.unwrap();
+        assert_eq!((reply.text().as_str(), reply.error.is_none()), ("enough", true));
+    });
+}
+
+#[test]
+fn an_upload_that_is_reset_without_an_error_never_looks_complete() {
+    let (begun, gone, whole) = (Gate::new(), Gate::new(), Gate::new());
+    let (its, over, bad) = (begun.clone(), gone.clone(), whole.clone());
+    let upstream = Upstream::raw(move |conn| {
+        while !conn.wire.buffer.ends_with(b"half\r\n") {
+            assert!(conn.wire.fill().unwrap() > 0);
+        }
+        its.open();
+        conn.wait_end();
+        if conn.wire.buffer.ends_with(b"0\r\n\r\n") {
+            bad.open();
+        }
+        over.open();
+        Then::Close
+    });
+    let gateway = Gateway::to(upstream.address, "");
+    let mut client = raw(gateway.address());
+    client.send([frame(1, 4, 1, b"\x83\x86\x84\x41\x04site"), frame(0, 0, 1, b"half")].concat());
+    begun.pass();
+    client.send(frame(3, 0, 1, &[0; 4]));
+    gone.pass();
+    assert!(!whole.is_open(), "the upstream got what looks like a whole request");
+    assert_eq!(gateway.logged("/")["status"], 499);
 }
 
 #[test]

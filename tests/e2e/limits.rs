@@ -28,6 +28,15 @@ fn a_head_that_is_too_long_is_431() {
 }
 
 #[test]
+fn the_limit_of_a_head_is_inclusive_and_counts_every_byte() {
+    let gateway = Gateway::new(SMALL, &[]);
+    let of_size = |bytes: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nX-A: {:x<1$}\r\n\r\n", "", bytes - 34);
+    assert_eq!(of_size(1024).len(), 1024);
+    assert_eq!(gateway.ask(of_size(1024)).status, 200);
+    gateway.ask(of_size(1025)).refused(431, "headers_too_large");
+}
+
+#[test]
 fn too_many_fields_are_431() {
     let gateway = Gateway::new(SMALL, &[]);
     let with = |count: usize| gateway.request("GET", "/", &vec![("X-A", "b"); count], "");

@@ -15,6 +15,7 @@ mod body_limit;
 mod breaker;
 mod browser;
 mod chain;
+mod config_problems;
 mod config_reference;
 mod cors;
 mod credentials;

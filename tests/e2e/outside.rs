@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::support::client::get;
 use crate::support::process::Process;
@@ -184,6 +185,31 @@ fn two_thousand_connections_that_send_nothing_are_gone_after_header() {
     eventually("their descriptors are free", || (process.descriptors() <= before).then_some(()));
     let timeouts = format!("gateway_connection_errors_total{{listener=\"{}\",kind=\"header_timeout\"}}", process.address(0));
     eventually("they are counted", || (process.metric(&timeouts) >= 2000.0).then_some(()));
+}
+
+#[test]
+fn without_descriptors_who_is_connected_is_served_and_the_rest_waits_without_a_busy_loop() {
+    let process = run(&format!("{HEAD}routes: [{{ name: all, match: /*, respond: {{ status: 200 }} }}]\n"));
+    let mut honest = Raw::connect(process.address(0));
+    assert_eq!(honest.ask(get("/")).status, 200);
+    process.limit_descriptors(process.descriptors() + 5);
+    let crowd: Vec<Raw> = (0..50).map(|_| Raw::connect(process.address(0))).collect();
+    process.said("cannot accept connections");
+    let attempts = || process.output().matches("cannot accept connections").count();
+    let (begun, before) = (Instant::now(), attempts());
+    eventually("a second of it", || {
+        assert_eq!(honest.ask(get("/")).status, 200);
+        (begun.elapsed() >= Duration::from_secs(1)).then_some(())
+    });
+    let (tried, pauses) = (attempts() - before, begun.elapsed().as_millis() / 50);
+    assert!(tried as u128 <= pauses + 2, "tried {tried} times where {pauses} pauses fit");
+    drop(crowd);
+    eventually("new ones are taken again", || {
+        let mut raw = Raw::connect(process.address(0));
+        raw.send("GET / HTTP/1.1\r\nHost: site\r\nConnection: close\r\n\r\n");
+        raw.rest().0.starts_with(b"HTTP/1.1 200").then_some(())
+    });
+    assert_eq!(honest.ask(get("/")).status, 200);
 }
 
 /// 1 GiB.

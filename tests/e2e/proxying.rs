@@ -236,7 +236,8 @@ fn a_short_rest_of_a_body_is_dropped_so_that_the_client_sees_the_answer() {
 fn trailers_pass_both_ways_and_are_never_merged_into_headers() {
     let upstream = Upstream::serve(|_, conn| {
         conn.write(
-            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum, set-cookie\r\n\r\n2\r\nhi\r\n0\r\nx-sum: 1\r\ncontent-length: 9\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum, set-cookie\r\n\r\n\
+             2\r\nhi\r\n0\r\nx-sum: 1\r\ncontent-length: 9\r\nx-more: 2\r\n\r\n",
         );
         Then::Keep
     });
@@ -244,11 +245,12 @@ fn trailers_pass_both_ways_and_are_never_merged_into_headers() {
     let mut raw = gateway.connect();
     let answer = raw.ask(
         "POST / HTTP/1.1\r\nHost: site\r\nTE: trailers\r\nConnection: TE\r\nTrailer: x-check\r\nTransfer-Encoding: chunked\r\n\r\n\
-         2\r\nhi\r\n0\r\nx-check: 7\r\n\r\n",
+         2\r\nhi\r\n0\r\nx-check: 7\r\nx-late: 8\r\nhost: evil\r\n\r\n",
     );
-    assert_eq!(upstream.last().trailers, [("x-check".to_owned(), "7".to_owned())]);
+    // Whether `Trailer` announces them or not.
+    assert_eq!(upstream.last().trailers, [("x-check".to_owned(), "7".to_owned()), ("x-late".to_owned(), "8".to_owned())]);
     assert!(!upstream.last().has("x-check"));
-    assert_eq!(answer.trailers, [("x-sum".to_owned(), "1".to_owned())]);
+    assert_eq!(answer.trailers, [("x-sum".to_owned(), "1".to_owned()), ("x-more".to_owned(), "2".to_owned())]);
     assert!(!answer.has("x-sum"));
     let without = raw.ask(get("/"));
     assert_eq!((without.trailers.len(), without.text().as_str(), without.end), (0, "hi", End::Framed));

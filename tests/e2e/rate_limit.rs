@@ -1,12 +1,19 @@
 //! `rate_limit`: how much a caller may ask for, in one process and through Redis.
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+#[cfg(feature = "redis")]
+mod outages;
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
+mod server;
+#[cfg(feature = "redis")]
+mod shared;
+#[cfg(feature = "redis")]
+mod workers;
+
+pub use server::Redis;
 
 use serde_json::json;
 
-use crate::support::client::{get, request};
+use crate::support::client::get;
 use crate::support::{Answer, Gateway, Upstream, eventually};
 use crate::tokens::{SECRET, bearer, claims_of, hs256};
 
@@ -282,192 +289,4 @@ fn a_rate_or_burst_of_nothing_is_refused_at_load() {
         let yaml = format!("routes: [{{ match: /*, rate_limit: [{limit}], respond: {{ status: 200 }} }}]");
         assert!(Gateway::start_error(&yaml, &[]).is_some(), "{limit}");
     }
-}
-
-/// A port that nobody listens on, outside of the range that the kernel gives out by itself: it must still be free after a restart.
-fn free_port() -> u16 {
-    let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), Instant::now());
-    (0..1_000)
-        .map(|n| 12_000 + u16::try_from((random.wrapping_add(n)) % 18_000).unwrap())
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
-        .unwrap()
-}
-
-/// A Redis of one test; ended with it.
-pub struct Redis {
-    pub port: u16,
-    child: Option<Child>,
-}
-
-impl Redis {
-    pub fn start() -> Self {
-        let mut redis = Self { port: free_port(), child: None };
-        redis.restart();
-        redis
-    }
-    fn restart(&mut self) {
-        let port = self.port.to_string();
-        let child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "no"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("these tests need `redis-server` (Debian package redis-server; scripts/test installs it)");
-        self.child = Some(child);
-        eventually("redis answers", || {
-            let mut client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap().get_connection().ok()?;
-            redis::cmd("PING").query::<String>(&mut client).ok()
-        });
-    }
-    fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-    }
-    /// Sends a signal to this server.
-    fn signal(&self, signal: &str) {
-        let id = self.child.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
-    }
-    fn gateway(&self, limit: &str) -> Gateway {
-        Gateway::new(
-            &format!(
-                "
-                redis: {{ main: {{ url: 'redis://127.0.0.1:{}', timeout: 500ms }} }}
-                routes: [{{ name: r, match: /*, rate_limit: [{limit}], respond: {{ status: 200 }} }}]
-            ",
-                self.port
-            ),
-            &[],
-        )
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-const UP: &str = "gateway_store_up{store=\"main\"}";
-
-#[test]
-fn gateways_share_a_limit_through_redis() {
-    let redis = Redis::start();
-    let limit = "{ by: 'header:x-k', rate: 10/h, store: main }";
-    let gateways = [redis.gateway(limit), redis.gateway(limit)];
-    gateways.iter().for_each(|gateway| gateway.metric_becomes(UP, 1.0));
-    let ask = |n: usize, key: &str| gateways[n % 2].request("GET", "/", &[("X-K", key)], "");
-    let mut n = 0;
-    let count = passed(30, || {
-        n += 1;
-        ask(n, "one")
-    });
-    assert_eq!(count, 10, "over both gateways together");
-    for n in 0..2 {
-        let answer = ask(n, "one");
-        answer.refused(429, "rate_limited");
-        assert_eq!(answer.header("ratelimit-policy"), Some("\"header:x-k\";q=10;w=3600"));
-        assert!(answer.header("retry-after").unwrap().parse::<u32>().unwrap() <= 360);
-    }
-    // Exact for parallel requests, too.
-    let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let ask = &ask;
-        let clients: Vec<_> = (0..8).map(|n| scope.spawn(move || (0..5).map(|_| ask(n, "two").status).collect::<Vec<_>>())).collect();
-        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
-    });
-    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 10);
-}
-
-#[test]
-fn without_redis_each_gateway_decides_with_its_share_and_returns_by_itself() {
-    let mut redis = Redis::start();
-    let limit = "{ by: 'header:x-k', rate: 10/h, store: main }";
-    let first = redis.gateway(limit);
-    first.metric_becomes(UP, 1.0);
-    // The second one counts the first among the gateways.
-    let second = redis.gateway(limit);
-    second.metric_becomes(UP, 1.0);
-    let ask = |gateway: &Gateway, key: &str| gateway.request("GET", "/", &[("X-K", key)], "");
-    assert_eq!(passed(2, || ask(&second, "k")), 2);
-    redis.stop();
-    eventually("the store counts as down", || {
-        for gateway in [&first, &second] {
-            assert_eq!(ask(gateway, &format!("{:?}", Instant::now())).status, 200, "an outage stops nothing");
-        }
-        (first.metric(UP) + second.metric(UP) == 0.0).then_some(())
-    });
-    assert_eq!(passed(30, || ask(&second, "other")), 5, "half of ten, since there are two");
-    redis.restart();
-    eventually("the store is used again", || (second.metric(UP) == 1.0).then_some(()));
-    first.metric_becomes(UP, 1.0);
-    let mut n = 0;
-    let count = passed(30, || {
-        n += 1;
-        ask([&first, &second][n % 2], "new")
-    });
-    assert_eq!(count, 10, "shared again");
-}
-
-#[test]
-fn a_store_that_never_answers_costs_its_timeout_at_most() {
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let yaml = format!(
-        "
-        redis: {{ main: {{ url: 'redis://{}', timeout: 50ms }} }}
-        routes: [{{ match: /*, rate_limit: [{{ by: ip, rate: 4/h, store: main }}], respond: {{ status: 200 }} }}]
-    ",
-        silent.local_addr().unwrap()
-    );
-    let gateway = Gateway::new(&yaml, &[]);
-    let begun = Instant::now();
-    assert_eq!(passed(9, || gateway.get("/")), 4, "decided here: the whole limit, while nothing is known of others");
-    assert!(begun.elapsed() < Duration::from_secs(5), "nobody waits for a store that is not there");
-    let mut raw = gateway.connect();
-    assert_eq!(raw.ask(request("GET", "/", &[], "")).status, 429);
-}
-
-#[test]
-fn a_redis_that_stalls_costs_its_timeout_three_times_and_is_used_again() {
-    let redis = Redis::start();
-    let gateway = redis.gateway("{ by: 'header:x-k', rate: 10/h, store: main }");
-    gateway.metric_becomes(UP, 1.0);
-    let ask = |key: &str| gateway.request("GET", "/", &[("X-K", key)], "");
-    assert_eq!(passed(4, || ask("k")), 4);
-    redis.signal("-STOP");
-    let begun = Instant::now();
-    // The whole limit, since there is no other gateway, in buckets that start full; only the first three wait for 500 ms each.
-    assert_eq!(passed(30, || ask("k")), 10);
-    let waited = begun.elapsed();
-    assert!(waited >= Duration::from_millis(1_400), "the store was given its time: {waited:?}");
-    assert!(waited < Duration::from_millis(4_000), "nobody waits for a store that is down: {waited:?}");
-    assert_eq!(gateway.metric(UP), 0.0);
-    redis.signal("-CONT");
-    gateway.metric_becomes(UP, 1.0);
-    // What the stalled one had got in the meantime it has counted: at least the four from before.
-    assert!(passed(30, || ask("k")) <= 6);
-    assert_eq!(passed(30, || ask("new")), 10);
-}
-
-#[test]
-fn a_flood_of_refused_clients_does_not_reach_redis() {
-    let redis = Redis::start();
-    let gateway = redis.gateway("{ by: ip, rate: 2/h, store: main }");
-    gateway.metric_becomes(UP, 1.0);
-    assert_eq!(passed(9, || gateway.get("/")), 2);
-    let mut client = redis::Client::open(format!("redis://127.0.0.1:{}", redis.port)).unwrap().get_connection().unwrap();
-    let calls = |client: &mut redis::Connection| -> u64 {
-        let info: String = redis::cmd("INFO").arg("commandstats").query(client).unwrap();
-        info.lines()
-            .filter(|line| line.starts_with("cmdstat_eval"))
-            .filter_map(|line| line.split("calls=").nth(1)?.split(',').next()?.parse::<u64>().ok())
-            .sum()
-    };
-    let before = calls(&mut client);
-    assert!(before >= 3, "two that passed and one that did not: {before}");
-    for _ in 0..50 {
-        assert_eq!(gateway.get("/").status, 429);
-    }
-    assert!(calls(&mut client) <= before + 1, "a heartbeat may have come between");
 }

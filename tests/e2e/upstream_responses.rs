@@ -136,3 +136,70 @@ fn the_length_of_a_304_is_kept() {
     let gateway = Gateway::to(upstream.address, "");
     assert_eq!(gateway.get("/").header("content-length"), Some("5"));
 }
+
+/// Fields in lower case and in order of their names; those that differ from request to request are left out.
+fn told(fields: &[(String, String)]) -> Vec<(String, String)> {
+    let mut told: Vec<_> = fields.iter().map(|(name, value)| (name.to_lowercase(), value.clone())).collect();
+    told.retain(|(name, _)| !matches!(name.as_str(), "x-request-id" | "x-ruled"));
+    told.sort();
+    told
+}
+
+#[test]
+fn a_route_that_looks_at_no_field_passes_on_the_same_as_one_that_does() {
+    let heads = [
+        "200 OK\r\nServer: s\r\nDate: today\r\nSet-Cookie: a=b\r\nSet-Cookie: c=d\r\nContent-Length: 2\r\nConnection: keep-alive\r\n",
+        "200 OK\r\nContent-Length: 2\r\nKeep-Alive: timeout=5\r\nX-A:tight\r\nX-B:  wide \t\r\nX-Empty:\r\nX-Empty: \r\n",
+        "200 Fine\r\ncontent-length: 2\r\nX-Request-Id: theirs\r\nx-bytes: \u{fc}\r\n",
+        "404 Not Found\r\nContent-Length: 2\r\nContent-Length: 2\r\nX-Last: 1\r\n",
+        "200 OK\r\nX-One: 1\r\nTransfer-Encoding: Chunked\r\nX-Two: 2\r\nConnection: X-One\r\n",
+        "200 OK\r\nA: 1\r\nDate: x\r\nConnection: close\r\nB: 2\r\nKeep-Alive: x\r\nC: 3\r\nContent-Length: 2\r\nD: 4\r\nTE: x\r\nE: 5\r\n",
+        "204 No Content\r\nContent-Length: 2\r\nX-A: 1\r\n",
+        "304 Not Modified\r\nContent-Length: 2\r\nETag: \"1\"\r\n",
+    ];
+    for head in heads {
+        let body = match head {
+            _ if head.starts_with("204") || head.starts_with("304") => "",
+            _ if head.contains("Transfer") => "2\r\nhi\r\n0\r\n\r\n",
+            _ => "hi",
+        };
+        let upstream = Upstream::serve(move |request, conn| {
+            conn.write(format!("HTTP/1.1 {head}\r\n{}", if request.method == "HEAD" { "" } else { body }));
+            if head.contains("close") { Then::Close } else { Then::Keep }
+        });
+        let plain = Gateway::to(upstream.address, "");
+        let ruled = Gateway::to(
+            upstream.address,
+            "headers: { request: { set: { x-ruled: yes-it-is } }, response: { set: { x-ruled: yes-it-is } } }",
+        );
+        for method in ["GET", "HEAD"] {
+            let ask = |gateway: &Gateway| {
+                let fields = [
+                    ("Cookie", "a=b"),
+                    ("cookie", "c=d"),
+                    ("X-Forwarded-For", "1.2.3.4"),
+                    ("X_Forwarded_Host", "evil"),
+                    ("Forwarded", "for=evil"),
+                    ("X-Request-Id", "bad id"),
+                    ("Accept", "*/*"),
+                    ("X-Twice", "1"),
+                    ("X-Twice", "2"),
+                    ("TE", "trailers, x"),
+                    ("Connection", "te, x-hop"),
+                    ("X-Hop", "1"),
+                ];
+                let answer = gateway.request(method, "/x?y", &fields, "");
+                let id = answer.all("x-request-id").into_iter().map(str::to_owned).collect::<Vec<_>>();
+                assert_eq!(upstream.last().all("x-request-id"), id, "{head}");
+                assert!(id.len() == 1 && id[0] != "theirs", "{id:?}");
+                (answer, told(&upstream.last().headers))
+            };
+            let ((by_line, asked_by_line), (by_map, asked_by_map)) = (ask(&plain), ask(&ruled));
+            assert_eq!((by_line.status, &by_line.phrase, by_line.end), (by_map.status, &by_map.phrase, by_map.end), "{head}");
+            assert_eq!(by_line.body, by_map.body, "{head}");
+            assert_eq!(told(&by_line.headers), told(&by_map.headers), "{method} {head}");
+            assert_eq!(asked_by_line, asked_by_map, "{head}");
+            assert!(by_map.has("x-ruled") && !by_line.has("x-ruled"));
+        }
+    }
+}

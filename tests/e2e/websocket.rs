@@ -281,7 +281,7 @@ fn policy_applies_to_the_handshake() {
 fn an_idle_tunnel_is_closed_and_a_busy_one_is_not() {
     let ended = Gate::new();
     let upstream = echo(&ended);
-    let gateway = Gateway::to(upstream.address, "timeout: 200ms\nidle_timeout: 400ms");
+    let gateway = Gateway::to(upstream.address, "timeout: 900ms\nidle_timeout: 400ms");
     let mut raw = gateway.connect();
     raw.send(handshake("/idle", ""));
     assert_eq!(raw.wire.answer_head().status, 101);

@@ -215,6 +215,7 @@ upstreams:
     pool: {{ max_idle: {POOL}, idle_timeout: 300s, max_connections: {MAX_CONNECTIONS} }}
   echo:
     endpoints: ["http://127.0.0.1:{backend_ports['echo']}"]
+    pool: {{ max_connections: {MAX_CONNECTIONS} }}
 """
 
 

@@ -1,6 +1,7 @@
 //! Forms of routes: [`Match`], [`AuthRule`], [`Split`], [`Selectors`], [`RetryOn`].
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::de::{Error, MapAccess, SeqAccess};
@@ -221,12 +222,20 @@ impl<'de> Form<'de> for RetryOn {
     }
 }
 
+impl fmt::Display for RetryOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect => f.write_str("connect"),
+            Self::Reset => f.write_str("reset"),
+            Self::Timeout => f.write_str("timeout"),
+            Self::Status(status) => status.fmt(f),
+        }
+    }
+}
 impl Serialize for RetryOn {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::Connect => serializer.serialize_str("connect"),
-            Self::Reset => serializer.serialize_str("reset"),
-            Self::Timeout => serializer.serialize_str("timeout"),
+            Self::Connect | Self::Reset | Self::Timeout => serializer.collect_str(self),
             Self::Status(status) => serializer.serialize_u16(*status),
         }
     }

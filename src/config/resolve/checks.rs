@@ -21,19 +21,22 @@ pub(super) fn not_supported(route: &route::Route, problems: &mut Problems) {
     }
 }
 
+/// What a route can have as its target.
+pub(super) const TARGETS: [&str; 8] = ["upstream", "split", "aggregate", "respond", "redirect", "files", "grpc", "routes"];
+
 /// The targets a route has.
 pub(super) fn targets(route: &route::Route) -> Vec<&'static str> {
     let written = [
-        ("upstream", route.upstream.is_some()),
-        ("split", route.split.is_some()),
-        ("aggregate", route.aggregate.is_some()),
-        ("respond", route.respond.is_some()),
-        ("redirect", route.redirect.is_some()),
-        ("files", route.files.is_some()),
-        ("grpc", route.grpc.is_some()),
-        ("routes", route.routes.is_some()),
+        route.upstream.is_some(),
+        route.split.is_some(),
+        route.aggregate.is_some(),
+        route.respond.is_some(),
+        route.redirect.is_some(),
+        route.files.is_some(),
+        route.grpc.is_some(),
+        route.routes.is_some(),
     ];
-    written.into_iter().filter(|(_, is)| *is).map(|(name, _)| name).collect()
+    TARGETS.into_iter().zip(written).filter(|(_, is)| *is).map(|(name, _)| name).collect()
 }
 
 /// The route's target, checked.
@@ -93,7 +96,7 @@ pub(super) fn upstream_exists(name: &str, at: &At, config: &Config, problems: &m
 }
 
 pub(super) fn auth(rule: &AuthRule, at: &At, config: &Config, problems: &mut Problems) {
-    if rule.any.is_empty() && !config.is_damaged(at) {
+    if rule.any.is_empty() && !config.has_lost(at, &["any"]) {
         problems.error(at.clone(), "no authenticator is named, so nobody could call").help("name one in `any`, or write `auth: off`");
     }
     for (index, name) in rule.any.iter().enumerate() {
@@ -109,7 +112,7 @@ pub(super) fn auth(rule: &AuthRule, at: &At, config: &Config, problems: &mut Pro
 }
 
 pub(super) fn rate_limit(limit: &RateLimit, at: &At, config: &Config, problems: &mut Problems) {
-    if limit.by.0.is_empty() && !config.is_damaged(at) {
+    if limit.by.0.is_empty() && !config.has_lost(at, &["by"]) {
         problems.error(at.key("by"), "`by` names nothing to count by").help("write a selector such as ip, user or global");
     }
     if limit.burst == Some(0) {

@@ -72,7 +72,7 @@ impl Conditions {
         warn_of_colons(own, &at, problems);
         if kinds > 1 {
             problems.error(at, "exactly one of path, prefix and regex is allowed").help("keep one of them");
-        } else if kinds == 0 && !config.is_damaged(&at) {
+        } else if kinds == 0 && !config.has_lost(&at, &["path", "prefix", "regex"]) {
             problems.error(at, "this route matches no path: one of path, prefix or regex is needed").help("prefix: / takes every path");
         }
     }

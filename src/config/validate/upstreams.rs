@@ -17,7 +17,7 @@ pub(super) fn check(name: &str, upstream: &Upstream, config: &Config, problems: 
         (Some(_), false) => {
             problems.error(at.key("discover").its_key(), "`endpoints` and `discover` exclude each other").help("keep one of them");
         }
-        (None, true) if !config.is_damaged(at) => {
+        (None, true) if !config.has_lost(at, &["endpoints", "discover"]) => {
             problems.error(at.clone(), format!("the upstream \"{name}\" has no endpoints")).help("add `endpoints: [URL]` or `discover`");
         }
         _ => {}
@@ -153,7 +153,7 @@ fn check_discover(discover: &Discover, at: &At, config: &Config, problems: &mut 
                 }
             }
         }
-        None if !refused && !config.is_damaged(at) => {
+        None if !refused && !config.has_lost(at, &["dns"]) => {
             problems.error(at.clone(), "`discover` needs `dns`").help("write { dns: \"NAME:PORT\" }");
         }
         None => {}
@@ -163,7 +163,7 @@ fn check_discover(discover: &Discover, at: &At, config: &Config, problems: &mut 
 
 fn check_health(health: &Health, upstream: &Upstream, at: &At, config: &Config, problems: &mut Problems) {
     let kinds = [health.path.is_some(), health.tcp, health.grpc.is_some()].into_iter().filter(|is| *is).count();
-    if kinds != 1 && !config.is_damaged(at) {
+    if kinds != 1 && !config.has_lost(at, &["path", "tcp", "grpc"]) {
         problems
             .error(at.clone(), "a health check is exactly one of path, tcp and grpc")
             .help("write one of path: /health, tcp: true or grpc: SERVICE");

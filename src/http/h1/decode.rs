@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 
-use super::fields::{Limits, ParseError, parse_trailers};
+use super::fields::{Limits, ParseError, front, parse_trailers};
 use super::framing::BodyLength;
 
 /// Bytes of chunk extensions in one body: nobody uses them, and each costs its receiver more than its sender.
@@ -176,7 +176,7 @@ impl Decoder {
 fn take(buf: &mut BytesMut, left: &mut u64) -> Bytes {
     let len = usize::try_from(*left).map_or(buf.len(), |left| left.min(buf.len()));
     *left -= len as u64;
-    buf.split_to(len).freeze()
+    front(buf, len)
 }
 
 impl Chunks {

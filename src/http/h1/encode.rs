@@ -1,4 +1,4 @@
-//! Message heads and chunks as bytes. Names are written in lower case, as HTTP/2 wants them and HTTP/1.1 does not care.
+//! Message heads and chunks as bytes. Names out of a map are written in lower case, as HTTP/2 wants them and HTTP/1.1 does not care.
 
 use bytes::BufMut;
 use http::header::{
@@ -67,16 +67,10 @@ pub fn chunk_size(out: &mut impl BufMut, len: usize) {
     out.put_slice(b"\r\n");
 }
 
-/// The names that a head announces in `Trailer`.
-pub fn announced(headers: &HeaderMap) -> Vec<HeaderName> {
-    let lines = headers.get_all(TRAILER).iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok()).collect()
-}
-
-/// Writes the end of a chunked body: of `trailers` those that were announced and may be trailers at all (RFC 9110 section 6.5.1).
-pub fn last_chunk(out: &mut impl BufMut, trailers: &HeaderMap, announced: &[HeaderName]) {
+/// Writes the end of a chunked body: of `trailers` those that may be ones (RFC 9110 section 6.5.1), announced or not.
+pub fn last_chunk(out: &mut impl BufMut, trailers: &HeaderMap) {
     out.put_slice(b"0\r\n");
-    for (name, value) in trailers.iter().filter(|(name, _)| announced.contains(name) && may_be_trailer(name)) {
+    for (name, value) in trailers.iter().filter(|(name, _)| may_be_trailer(name)) {
         field(out, name.as_str(), value.as_bytes());
     }
     out.put_slice(b"\r\n");

@@ -7,16 +7,19 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use httparse::Status;
 
+use super::lines::Lines;
 use crate::http::headers::Survey;
 
 /// Fields that are parsed into an array on the stack; heads with more are parsed once more, into one on the heap.
 const ON_STACK: usize = 64;
+/// Longest slice that is handed over whole.
+const SLICE: usize = 4 << 10;
 /// Most bytes of empty lines before a request line (RFC 9112 section 2.2 wants a recipient to bear "at least one").
 const MAX_EMPTY: usize = 16;
 /// Room for fields that the gateway adds to a request, so that the map need not grow and hash all of them anew.
 const REQUEST_SPARE: usize = 8;
 /// The same for a response: CORS, limits and security fields are a dozen.
-const RESPONSE_SPARE: usize = 12;
+pub(super) const RESPONSE_SPARE: usize = 12;
 
 /// What a head may be at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,10 +115,12 @@ pub struct ResponseHead {
     pub version: Version,
     /// The reason phrase if it is not the usual one of the status.
     pub reason: Option<Bytes>,
-    /// Fields in the order in which they came, without `Connection: keep-alive`.
+    /// Fields in the order in which they came, without `Connection: keep-alive`; empty if they are `lines`.
     pub headers: HeaderMap,
     /// Which of the fields that matter to framing and forwarding are among them.
     pub survey: Survey,
+    /// The fields as they came, if that was asked for and they are plain.
+    pub lines: Option<Box<Lines>>,
 }
 
 /// Takes the head of a request off the front of `buf`; `None` while it is incomplete.
@@ -135,27 +140,35 @@ pub fn parse_request(buf: &mut BytesMut, seen: &mut usize, limits: Limits) -> Re
     let mut spans = Spans::default();
     let Some(line) = parse(buf, limits, &mut spans, request_line)? else { return incomplete(buf, limits) };
     *seen = 0;
-    let head = buf.split_to(line.len).freeze();
+    let head = front(buf, line.len);
     let (headers, survey) = spans.fields(&head, REQUEST_SPARE, |_, _| false)?;
     let (method, target) = line.start;
     Ok(Some(RequestHead { method, target: target.of(&head), version: line.version, headers, survey, head_len: line.len }))
 }
 
-/// Takes the head of a response off the front of `buf`; `None` while it is incomplete. For `seen` see [`parse_request`].
+/// Takes the head of a response off the front of `buf`; `None` while it is incomplete. For `seen` see [`parse_request`]. With `as_lines`
+/// the fields of a final response stay lines, if they are plain.
 ///
 /// # Errors
 /// [`ParseError`]; the connection cannot be read any further then.
-pub fn parse_response(buf: &mut BytesMut, seen: &mut usize, limits: Limits) -> Result<Option<ResponseHead>, ParseError> {
+pub fn parse_response(buf: &mut BytesMut, seen: &mut usize, limits: Limits, as_lines: bool) -> Result<Option<ResponseHead>, ParseError> {
     if !may_be_complete(buf, seen) {
         return incomplete(buf, limits);
     }
     let mut spans = Spans::default();
     let Some(line) = parse(buf, limits, &mut spans, status_line)? else { return incomplete(buf, limits) };
     *seen = 0;
-    let head = buf.split_to(line.len).freeze();
-    let (headers, survey) = spans.fields(&head, RESPONSE_SPARE, says_nothing)?;
+    let head = front(buf, line.len);
     let (status, reason) = line.start;
-    Ok(Some(ResponseHead { status, version: line.version, reason: reason.map(|reason| reason.of(&head)), headers, survey }))
+    let plain = as_lines && !status.is_informational() && line.version == Version::HTTP_11;
+    let lines = if plain { Lines::new(&head, spans.all()) } else { None };
+    let (headers, survey) = match &lines {
+        Some(_) => (HeaderMap::new(), Survey::default()),
+        None => spans.fields(&head, RESPONSE_SPARE, says_nothing)?,
+    };
+    let reason = reason.map(|reason| reason.of(&head));
+    let lines = lines.map(|lines| Box::new(lines.of(head)));
+    Ok(Some(ResponseHead { status, version: line.version, reason, headers, survey, lines }))
 }
 
 /// Field lines alone, as trailers: all of `section`, which ends with an empty line.
@@ -168,6 +181,13 @@ pub(super) fn parse_trailers(section: &Bytes, max_fields: usize) -> Result<Heade
         Err(error) => return Err(ParseError::new(error, ParseError::BadField)),
     }
     Ok(spans.fields(section, 0, |_, _| false)?.0)
+}
+
+/// The first `len` bytes of `buf`. Where that is all of a slice they are handed over instead of shared. A buffer that is read into again and
+/// again must keep its memory: those are larger.
+pub(super) fn front(buf: &mut BytesMut, len: usize) -> Bytes {
+    let all = len == buf.len() && len == buf.capacity() && len <= SLICE;
+    if all { std::mem::take(buf) } else { buf.split_to(len) }.freeze()
 }
 
 /// A head that is not complete must not be too long already.
@@ -202,13 +222,13 @@ fn may_be_complete(buf: &[u8], seen: &mut usize) -> bool {
 
 /// A part of a head.
 #[derive(Clone, Copy, Debug)]
-struct Span {
-    start: u32,
-    end: u32,
+pub(super) struct Span {
+    pub(super) start: u32,
+    pub(super) end: u32,
 }
 
 impl Span {
-    const NONE: Self = Self { start: 0, end: 0 };
+    pub(super) const NONE: Self = Self { start: 0, end: 0 };
 
     /// Where `part`, a part of `whole`, is. A head is never as long as 4 GiB.
     fn new(whole: &[u8], part: &[u8]) -> Self {
@@ -218,7 +238,10 @@ impl Span {
     fn of(self, head: &Bytes) -> Bytes {
         head.slice(self.start as usize..self.end as usize)
     }
-    fn bytes(self, head: &[u8]) -> &[u8] {
+    pub(super) fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+    pub(super) fn bytes(self, head: &[u8]) -> &[u8] {
         head.get(self.start as usize..self.end as usize).unwrap_or_default()
     }
 }
@@ -252,11 +275,15 @@ impl Spans {
     }
 
     #[inline]
+    fn all(&self) -> &[(Span, Span)] {
+        self.few.get(..self.len).unwrap_or(&self.many)
+    }
+
+    #[inline]
     fn fields(&self, head: &Bytes, spare: usize, skip: impl Fn(&[u8], &[u8]) -> bool) -> Result<(HeaderMap, Survey), ParseError> {
-        let spans = self.few.get(..self.len).unwrap_or(&self.many);
         let mut headers = HeaderMap::try_with_capacity(self.len + spare).map_err(|_| ParseError::TooManyFields)?;
         let mut survey = Survey::default();
-        for (name, value) in spans {
+        for (name, value) in self.all() {
             if skip(name.bytes(head), value.bytes(head)) {
                 continue;
             }

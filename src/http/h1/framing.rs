@@ -76,13 +76,17 @@ pub fn of_response(
     headers: &mut HeaderMap,
     survey: Survey,
 ) -> Result<BodyLength, FramingError> {
-    let declared = declared(version, headers, survey)?;
+    Ok(of_declared(method, status, declared(version, headers, survey)?))
+}
+
+/// The same for a response whose head declares this.
+pub fn of_declared(method: &Method, status: StatusCode, declared: Option<BodyLength>) -> BodyLength {
     let tunnel = *method == Method::CONNECT && status.is_success();
     if status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) || *method == Method::HEAD || tunnel
     {
-        return Ok(BodyLength::Known(0));
+        return BodyLength::Known(0);
     }
-    Ok(declared.unwrap_or(BodyLength::UntilClose))
+    declared.unwrap_or(BodyLength::UntilClose)
 }
 
 /// What the fields say.

@@ -10,9 +10,11 @@ pub mod decode;
 pub mod encode;
 pub mod fields;
 pub mod framing;
+pub mod lines;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{Decoded, Decoder};
 pub use fields::{Limits, ParseError, RequestHead, ResponseHead, parse_request, parse_response};
 pub use framing::BodyLength;
+pub use lines::Lines;

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::IpAddr;
 
+use bytes::BufMut;
 use http::header::FORWARDED;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -10,6 +11,7 @@ use super::joined;
 use super::protected::remove_if;
 use crate::http::Scheme;
 use crate::http::client_addr::unmap;
+use crate::http::h1::encode::field;
 
 static FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -63,7 +65,38 @@ pub fn set_forwarded(headers: &mut HeaderMap, forwarding: &Forwarding<'_>) {
         };
     }
     if !(trusted && headers.get(&PORT).is_some_and(is_number)) {
-        headers.insert(&PORT, port(forwarding));
+        headers.insert(&PORT, forwarding.port_value());
+    }
+}
+
+/// What the gateway adds to a request whose fields nobody looks at any more: written as it is made, instead of through a map.
+#[derive(Clone, Copy, Debug)]
+pub struct Added<'a> {
+    /// For a peer that is not trusted.
+    pub forwarding: Forwarding<'a>,
+    /// The request id, and the field that it goes in.
+    pub id: Option<(&'a HeaderName, &'a HeaderValue)>,
+}
+
+impl Added<'_> {
+    /// Removes what is to be written from `headers`, and what an untrusted peer may not send.
+    pub fn make_room(&self, headers: &mut HeaderMap) {
+        let id = self.id.map(|(name, _)| name.as_str());
+        remove_if(headers, |name| is_proxy_field(name) || Some(name) == id);
+    }
+
+    /// Writes the field lines.
+    pub fn write(&self, out: &mut impl BufMut) {
+        let (address, length) = address(self.forwarding.peer);
+        field(out, FOR.as_str(), address.get(..length).unwrap_or_default());
+        field(out, PROTO.as_str(), self.forwarding.scheme.as_str().as_bytes());
+        if let Some(host) = self.forwarding.host {
+            field(out, HOST.as_str(), host.as_bytes());
+        }
+        field(out, PORT.as_str(), self.forwarding.port());
+        if let Some((name, id)) = self.id {
+            field(out, name.as_str(), id.as_bytes());
+        }
     }
 }
 
@@ -155,24 +188,29 @@ fn is_number(value: &HeaderValue) -> bool {
     !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit)
 }
 
-/// The port in the client's host, else the scheme's.
-fn port(forwarding: &Forwarding<'_>) -> HeaderValue {
-    let default = match forwarding.scheme {
-        Scheme::Http => "80",
-        Scheme::Https => "443",
-    };
-    let written = forwarding.host.and_then(|host| {
-        let bytes = host.as_bytes();
-        let colon = bytes.iter().rposition(|&byte| byte == b':')?;
-        let port = bytes.get(colon + 1..)?;
-        // In `[::1]` the last colon is not a port's.
-        (!port.is_empty() && port.iter().all(u8::is_ascii_digit)).then_some(port)
-    });
-    match written {
-        None => HeaderValue::from_static(default),
-        Some(b"80") => HeaderValue::from_static("80"),
-        Some(b"443") => HeaderValue::from_static("443"),
-        Some(port) => HeaderValue::from_bytes(port).unwrap_or_else(|_| HeaderValue::from_static(default)),
+impl Forwarding<'_> {
+    /// The port in the client's host, else the scheme's.
+    fn port(&self) -> &[u8] {
+        let written = self.host.and_then(|host| {
+            let bytes = host.as_bytes();
+            let colon = bytes.iter().rposition(|&byte| byte == b':')?;
+            let port = bytes.get(colon + 1..)?;
+            // In `[::1]` the last colon is not a port's.
+            (!port.is_empty() && port.iter().all(u8::is_ascii_digit)).then_some(port)
+        });
+        written.unwrap_or(match self.scheme {
+            Scheme::Http => b"80",
+            Scheme::Https => b"443",
+        })
+    }
+
+    fn port_value(&self) -> HeaderValue {
+        match self.port() {
+            b"80" => HeaderValue::from_static("80"),
+            b"443" => HeaderValue::from_static("443"),
+            // Digits: it cannot fail.
+            port => HeaderValue::from_bytes(port).unwrap_or_else(|_| HeaderValue::from_static("80")),
+        }
     }
 }
 
@@ -208,6 +246,31 @@ mod tests {
         ("x_real_ip", "1.1.1.1"),
         ("x-real-ips", "other"),
     ];
+
+    #[test]
+    fn fields_that_are_written_are_those_that_would_be_set() {
+        let id = (HeaderName::from_static("x-id"), HeaderValue::from_static("7"));
+        for host in [None, Some("site:8080"), Some("[::1]"), Some("site")] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in LIES.iter().chain(&[("x-id", "mine")]) {
+                headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+            }
+            let value = host.map(HeaderValue::from_static);
+            let forwarding =
+                Forwarding { peer: "::ffff:10.0.0.1".parse().unwrap(), trusted: false, scheme: Scheme::Http, host: value.as_ref() };
+            let added = Added { forwarding, id: Some((&id.0, &id.1)) };
+            added.make_room(&mut headers);
+            let mut text = Vec::new();
+            added.write(&mut text);
+            headers.iter().for_each(|(name, value)| field(&mut text, name.as_str(), value.as_bytes()));
+            let mut lines: Vec<String> = String::from_utf8(text).unwrap().lines().map(str::to_owned).collect();
+            lines.sort();
+            let mut expected = sent(false, host, LIES);
+            expected.push("x-id: 7".to_owned());
+            expected.sort();
+            assert_eq!(lines, expected);
+        }
+    }
 
     #[test]
     fn an_untrusted_peer_is_overruled() {

@@ -15,11 +15,11 @@ pub fn valid_request_id(value: &HeaderValue) -> bool {
 }
 
 /// The id of a request: what stands in `name` if that is one valid line, else a new one.
-pub fn request_id(headers: &HeaderMap, name: &HeaderName, now_ms: u64) -> HeaderValue {
+pub fn request_id(headers: &HeaderMap, name: &HeaderName, now_ms: impl FnOnce() -> u64) -> HeaderValue {
     let mut lines = headers.get_all(name).iter();
     match (lines.next(), lines.next()) {
         (Some(id), None) if valid_request_id(id) => id.clone(),
-        _ => make_request_id(now_ms),
+        _ => make_request_id(now_ms()),
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
             for line in lines {
                 headers.append(&name, HeaderValue::from_str(line).unwrap());
             }
-            request_id(&headers, &name, 5).to_str().unwrap().to_owned()
+            request_id(&headers, &name, || 5).to_str().unwrap().to_owned()
         };
         let long = "a".repeat(128);
         for id in ["aZ9._~+/=:@-", long.as_str()] {

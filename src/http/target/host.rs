@@ -49,7 +49,7 @@ pub fn host(version: Version, headers: &HeaderMap, uri: &Uri) -> Result<Host, &'
                 from_value(&HeaderValue::from_bytes(trimmed).map_err(|_| BAD_HOST)?)
             }
         }
-        (None, None) if old => Ok(Host::new(None, HeaderValue::from_static(""), 0..0)),
+        (None, None) if old => Ok(Host::new(None, None, 0..0)),
         (None, None) => Err(MISSING),
     }
 }
@@ -70,13 +70,13 @@ fn from_value(value: &HeaderValue) -> Result<Host, &'static str> {
         let text = format!("[{address}]");
         if value.as_bytes().get(parsed.name.clone()) != Some(text.as_bytes()) {
             let range = 0..text.len();
-            return Ok(Host::new(Some(value.clone()), HeaderValue::try_from(text).map_err(|_| BAD_HOST)?, range));
+            return Ok(Host::new(Some(value.clone()), Some(HeaderValue::try_from(text).map_err(|_| BAD_HOST)?), range));
         }
     }
     let lower = if value.as_bytes().iter().any(u8::is_ascii_uppercase) {
-        HeaderValue::from_bytes(&value.as_bytes().to_ascii_lowercase()).map_err(|_| BAD_HOST)?
+        Some(HeaderValue::from_bytes(&value.as_bytes().to_ascii_lowercase()).map_err(|_| BAD_HOST)?)
     } else {
-        value.clone()
+        None
     };
     Ok(Host::new(Some(value.clone()), lower, parsed.name))
 }

@@ -65,6 +65,8 @@ fn write_number(text: &mut &mut [u8], mut number: u64) -> bool {
 pub(super) struct Tally {
     evaluated: usize,
     scarcest: Option<(usize, Standing)>,
+    /// A store did not answer this request.
+    pub(super) unanswered: bool,
 }
 
 impl Tally {
@@ -78,7 +80,7 @@ impl Tally {
                 Some((index, Standing { left: left.parse().ok()?, burst: limit.quota.burst(), wait }))
             })
         });
-        Self { evaluated, scarcest }
+        Self { evaluated, scarcest, unanswered: fields.is_some_and(|fields| fields.unanswered) }
     }
 
     /// Counts the limit at `index` in.
@@ -105,7 +107,7 @@ impl Tally {
         let written = &buffer[..buffer.len() - free];
         // Names are checked at load, so it does fit.
         if let (true, Ok(value)) = (fits, HeaderValue::from_bytes(written)) {
-            ex.rate_fields = Some(RateFields { policy: policy.clone(), limit: value });
+            ex.rate_fields = Some(RateFields { policy: policy.clone(), limit: value, unanswered: self.unanswered });
         }
     }
 

@@ -10,6 +10,8 @@ mod fields;
 mod gcra;
 mod homes;
 mod key;
+#[cfg(feature = "redis")]
+mod lane;
 mod pending;
 #[cfg(feature = "redis")]
 mod redis;
@@ -119,7 +121,7 @@ impl RateLimits {
         for index in step.clone() {
             let Some(limit) = inner.limits.get(index) else { break };
             let key = limit.key(ex, headers);
-            let outcome = match limit.up_store() {
+            let outcome = match limit.store_to_ask(&tally) {
                 Some(store) => match store.denied(key.shared, nanos) {
                     Some(used) => Err(limit.quota.standing(used)),
                     None => return Decision::Remote(PendingCheck::new(inner.clone(), index..step.end, tally, ex, headers, nanos)),
@@ -156,9 +158,9 @@ impl Limit {
         Key { local, shared }
     }
 
-    /// The store to ask, unless it is down.
-    fn up_store(&self) -> Option<&Arc<Store>> {
-        self.shared.as_ref().map(|(store, _)| store).filter(|store| store.is_up())
+    /// The store to ask, unless it is down or one has kept this request waiting already.
+    fn store_to_ask(&self, tally: &Tally) -> Option<&Arc<Store>> {
+        self.shared.as_ref().map(|(store, _)| store).filter(|store| !tally.unanswered && store.is_up())
     }
 
     /// The quota of a decision in this process: all of it, or this gateway's part of a shared one.

@@ -21,6 +21,8 @@ pub struct PendingCheck {
     keys: Vec<Key>,
     tally: Tally,
     now: u64,
+    /// The worker that asks.
+    worker: usize,
 }
 
 /// Limits that are decided together: those of one store in one round trip, and the local ones between them.
@@ -35,7 +37,7 @@ struct Batch {
 impl PendingCheck {
     pub(super) fn new(inner: Arc<Inner>, step: Range<usize>, tally: Tally, ex: &Exchange, headers: &HeaderMap, now: u64) -> Self {
         let keys = inner.limits.iter().take(step.end).skip(step.start).map(|limit| limit.key(ex, headers)).collect();
-        Self { inner, step, keys, tally, now }
+        Self { inner, step, keys, tally, now, worker: ex.worker }
     }
 
     /// Asks, charges, and writes the fields; `Err` is the answer to send.
@@ -61,7 +63,7 @@ impl PendingCheck {
     async fn ask(&mut self, first: usize) -> Result<usize, (usize, Standing)> {
         let inner = self.inner.clone();
         let Some(limit) = inner.limits.get(first) else { return Ok(self.step.end) };
-        let Some(store) = limit.up_store() else {
+        let Some(store) = limit.store_to_ask(&self.tally) else {
             self.count(first, limit.decide_locally(&inner.registry.buckets, self.key(first), self.now))?;
             return Ok(first + 1);
         };
@@ -69,7 +71,9 @@ impl PendingCheck {
             return Err((first, limit.quota.standing(used)));
         }
         let batch = self.batch(first, store);
-        let mut answers = store.check(&batch.calls).await.unwrap_or_default().into_iter();
+        let answers = store.check(self.worker, &batch.calls).await;
+        self.tally.unanswered = answers.is_none();
+        let mut answers = answers.unwrap_or_default().into_iter();
         let mut asked = batch.asked.into_iter().peekable();
         for index in first..batch.end {
             let Some(limit) = inner.limits.get(index) else { break };
@@ -95,7 +99,7 @@ impl PendingCheck {
         for index in first..self.step.end {
             let Some(limit) = self.inner.limits.get(index) else { break };
             let key = self.key(index);
-            let ends = match limit.up_store() {
+            let ends = match limit.store_to_ask(&self.tally) {
                 Some(own) if Arc::ptr_eq(own, store) => {
                     let denied = store.denied(key.shared, self.now).is_some();
                     if !denied {

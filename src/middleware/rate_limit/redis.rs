@@ -1,17 +1,19 @@
-//! The connection to one Redis: dialled on the control runtime, used from all workers, commands pipelined.
+//! A connection to a Redis: driven on the runtime that opened it, its commands pipelined.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisError, Script};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 
-use super::store::{Answer, Call};
+use super::store::{Answer, Call, FAILURES};
 
 /// Keys carry one hash tag, so that in a cluster all keys of a call share a slot.
 const PREFIX: &str = "tollgate:{limits}:";
@@ -80,6 +82,9 @@ impl Target {
     /// Reads a `redis://` or `rediss://` URL. The error never quotes it, since it may hold a password.
     pub(super) fn parse(url: &str) -> Result<Self, &'static str> {
         const WRONG: &str = "this is not a redis:// or rediss:// URL";
+        if url.contains('#') {
+            return Err("this URL has a `#`, which means nothing here; in a password write %23");
+        }
         let (plain, tls) = match url.split_once("://") {
             Some(("redis", _)) => (url.to_owned(), false),
             Some(("rediss", rest)) => (format!("redis://{rest}"), true),
@@ -105,9 +110,13 @@ impl Target {
 pub(super) struct Connection {
     commands: MultiplexedConnection,
     driver: AbortHandle,
+    /// Its sender ends with the driver.
+    ended: watch::Receiver<()>,
     decide: Script,
+    /// The server's address.
+    pub(super) peer: SocketAddr,
     /// Calls that failed in a row.
-    pub(super) failures: AtomicU32,
+    failures: AtomicU32,
 }
 
 impl Drop for Connection {
@@ -130,29 +139,68 @@ pub(super) async fn in_time<T>(limit: Duration, work: impl Future<Output = Resul
     }
 }
 
+/// Runs a connection's driver on the calling runtime.
+fn spawn(driver: impl Future<Output = ()> + Send + 'static) -> (AbortHandle, watch::Receiver<()>) {
+    let (running, ended) = watch::channel(());
+    let task = tokio::spawn(async move {
+        driver.await;
+        drop(running);
+    });
+    (task.abort_handle(), ended)
+}
+
 impl Connection {
-    /// Connects and authenticates. The driver runs on the calling runtime.
-    pub(super) async fn open(target: &Target, timeout: Duration) -> Result<Self, RedisError> {
+    /// Connects and authenticates, with this server if given, else with one that the target's name stands for. The driver
+    /// runs on the calling runtime.
+    pub(super) async fn open(target: &Target, server: Option<SocketAddr>, timeout: Duration) -> Result<Self, RedisError> {
         let open = async {
-            let tcp = TcpStream::connect((target.host.as_str(), target.port)).await?;
+            let tcp = match server {
+                Some(server) => TcpStream::connect(server).await?,
+                None => TcpStream::connect((target.host.as_str(), target.port)).await?,
+            };
             tcp.set_nodelay(true)?;
+            let peer = tcp.peer_addr()?;
             let settings = target.info.redis_settings();
             // The caller's timeout holds, not the library's half a second.
             let config = AsyncConnectionConfig::new().set_response_timeout(None);
-            let (commands, driver) = match &target.tls {
+            let (commands, (driver, ended)) = match &target.tls {
                 None => {
                     let (commands, driver) = MultiplexedConnection::new_with_config(settings, tcp, config).await?;
-                    (commands, tokio::spawn(driver).abort_handle())
+                    (commands, spawn(driver))
                 }
                 Some((connector, name)) => {
                     let tls = connector.connect(name.clone(), tcp).await?;
                     let (commands, driver) = MultiplexedConnection::new_with_config(settings, tls, config).await?;
-                    (commands, tokio::spawn(driver).abort_handle())
+                    (commands, spawn(driver))
                 }
             };
-            Ok(Self { commands, driver, decide: Script::new(DECIDE), failures: AtomicU32::new(0) })
+            Ok(Self { commands, driver, ended, decide: Script::new(DECIDE), peer, failures: AtomicU32::new(0) })
         };
         in_time(timeout, open).await
+    }
+
+    /// Whether it may still answer: its driver runs, and the last calls did not all fail.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.driver.is_finished() && self.failures.load(Relaxed) < FAILURES
+    }
+
+    /// Notes that a call was answered.
+    pub(super) fn worked(&self) {
+        self.failures.store(0, Relaxed);
+    }
+
+    /// Notes that a call failed; a `dead` connection can never answer again.
+    pub(super) fn failed(&self, dead: bool) {
+        if dead {
+            self.driver.abort();
+        }
+        self.failures.fetch_add(1, Relaxed);
+    }
+
+    /// Waits until it is closed.
+    pub(super) async fn closed(&self) {
+        // Nothing is ever sent, so the error is all that can come.
+        let _closed = self.ended.clone().changed().await;
     }
 
     /// Waits for a sign of life.

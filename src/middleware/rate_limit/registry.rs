@@ -1,6 +1,7 @@
 //! What limits keep over a reload: the buckets, the keys of their hashes, and the connections to stores.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::runtime::Handle;
@@ -19,19 +20,42 @@ pub struct Registry {
     pub(super) buckets: Buckets,
     pub(super) hash_keys: HashKeys,
     pub(super) singles: Singles,
+    /// Each has its own connection to a store.
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "no store in this build"))]
+    pub(super) workers: usize,
+    /// This process among those that share a store.
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "no store in this build"))]
+    pub(super) gateway: GatewayId,
     /// Stores that a snapshot holds, by all that identifies them.
     stores: Mutex<Vec<(String, Redis, Weak<Store>)>>,
 }
 
 impl Registry {
-    /// An empty registry.
-    pub fn new() -> Arc<Self> {
-        Arc::default()
+    /// An empty registry for a gateway with this many workers.
+    pub fn new(workers: usize) -> Arc<Self> {
+        Arc::new(Self { workers, ..Self::default() })
     }
 
     /// The table of local buckets.
     pub fn buckets(&self) -> &Buckets {
         &self.buckets
+    }
+}
+
+/// A random name.
+#[derive(Debug)]
+pub(super) struct GatewayId(u128);
+
+impl Default for GatewayId {
+    fn default() -> Self {
+        let random = || u128::from(RandomState::new().hash_one(std::process::id()));
+        Self(random() << 64 | random())
+    }
+}
+
+impl std::fmt::Display for GatewayId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
     }
 }
 
@@ -64,7 +88,7 @@ impl Stores {
             let store = match kept {
                 Some(store) => Some(store),
                 None => {
-                    let opened = open(name, redis, control, observer, problems);
+                    let opened = open(name, redis, registry, control, observer, problems);
                     if let (Some(store), Some(_)) = (&opened, control) {
                         running.push((name.clone(), redis.clone(), Arc::downgrade(store)));
                     }
@@ -108,8 +132,15 @@ impl Stores {
 }
 
 #[cfg(feature = "redis")]
-fn open(name: &str, redis: &Redis, control: Option<&Handle>, observer: &StoreObserver, problems: &mut Problems) -> Option<Arc<Store>> {
-    match Store::open(name, redis, control, observer) {
+fn open(
+    name: &str,
+    redis: &Redis,
+    registry: &Registry,
+    control: Option<&Handle>,
+    observer: &StoreObserver,
+    problems: &mut Problems,
+) -> Option<Arc<Store>> {
+    match Store::open(name, redis, registry, control, observer) {
         Ok(store) => Some(store),
         Err(wrong) => {
             let help = "write redis://HOST:PORT, or rediss:// for TLS; a password goes before the host: redis://:PASSWORD@HOST:PORT";
@@ -120,7 +151,7 @@ fn open(name: &str, redis: &Redis, control: Option<&Handle>, observer: &StoreObs
 }
 
 #[cfg(not(feature = "redis"))]
-fn open(_: &str, _: &Redis, _: Option<&Handle>, _: &StoreObserver, _: &mut Problems) -> Option<Arc<Store>> {
+fn open(_: &str, _: &Redis, _: &Registry, _: Option<&Handle>, _: &StoreObserver, _: &mut Problems) -> Option<Arc<Store>> {
     // A store that no limit uses does no harm; one that is used is refused in `find`.
     None
 }

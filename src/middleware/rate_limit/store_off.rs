@@ -41,7 +41,7 @@ impl Store {
     pub(super) fn deny(&self, _: u128, _: u64, _: u64, _: Duration) {
         match *self {}
     }
-    pub(super) async fn check(&self, _: &[Call]) -> Option<Vec<Answer>> {
+    pub(super) async fn check(&self, _: usize, _: &[Call]) -> Option<Vec<Answer>> {
         match *self {}
     }
 }

@@ -43,7 +43,7 @@ struct Gate {
 
 impl Gate {
     fn new(limits: &[RateLimit]) -> Self {
-        Self { limits: compile(&at("r", limits), &Stores::default(), &Registry::new()), start: Instant::now() }
+        Self { limits: compile(&at("r", limits), &Stores::default(), &Registry::new(1)), start: Instant::now() }
     }
 
     /// Both steps at `ms` after the start, as the chain runs them; the refusal, if there is one.
@@ -247,7 +247,7 @@ fn equal_names_get_numbers() {
 
 #[test]
 fn buckets_live_where_they_are_written_and_stay_over_reloads() {
-    let registry = Registry::new();
+    let registry = Registry::new(1);
     let start = Instant::now();
     let passes = |limits: &[(RateLimit, At)]| {
         let limits = compile(limits, &Stores::default(), &registry);
@@ -306,7 +306,7 @@ fn wrong_limits_are_all_reported_once_at_their_place() {
     let limits = at("defaults", &[limit(&["ip"], "1/s", 0), limit(&[], "1/s", 1), named, stored, limit(&["ip"], "1/d", 4_000_000_000)]);
     let mut problems = Problems::default();
     for _ in 0..2 {
-        let registry = Registry::new();
+        let registry = Registry::new(1);
         assert!(RateLimits::compile(&limits, &Homes::default(), &Stores::default(), &registry, &mut problems).is_none());
     }
     let places: Vec<At> = problems.list().iter().map(|problem| problem.at.clone()).collect();
@@ -319,7 +319,7 @@ fn wrong_limits_are_all_reported_once_at_their_place() {
 #[test]
 fn a_route_without_limits_has_none() {
     let mut problems = Problems::default();
-    assert!(RateLimits::compile(&[], &Homes::default(), &Stores::default(), &Registry::new(), &mut problems).is_none());
+    assert!(RateLimits::compile(&[], &Homes::default(), &Stores::default(), &Registry::new(1), &mut problems).is_none());
     assert!(!problems.has_errors());
 }
 

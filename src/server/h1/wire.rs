@@ -1,11 +1,13 @@
 //! The two ends of an HTTP/1 connection that its requests share: what was read and not used yet, and the socket.
 //!
-//! The connection's loop and the body of its current request both read here. Mostly they run on one task. Towards an HTTP/2 upstream the
-//! body is read by a task of that connection: then each wakes the other when what it waits for has changed.
+//! The connection's loop owns them. For a request with a body they are lent: the loop and the body of that request both read here. Mostly
+//! they run on one task. Towards an HTTP/2 upstream the body is read by a task of that connection: then each wakes the other when what it
+//! waits for has changed. When the request is over the loop takes them back, whoever still holds the body.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -13,18 +15,33 @@ use http_body::Frame;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::http::h1::{BodyLength, Decoded, Decoder, Limits, ParseError, RequestHead, block, parse_request};
-use crate::http::incoming::{BodySource, Broken};
-use crate::http::upgrade::BoxedStream;
+use crate::http::incoming::{BodySource, Broken, Incoming};
 use crate::server::io::ClientIo;
 
 /// Bytes read at a time where many come.
 const LARGE: usize = 128 << 10;
 /// Most bytes of empty lines that are skipped at once.
 const MAX_EMPTY: usize = 16;
+/// Longest buffer that is kept for the next answer of the worker.
+const KEPT: usize = 16 << 10;
+/// What HTTP/2 clients send first (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// What is read and written on an HTTP/1 connection.
-pub(super) struct Wire(Mutex<Inner>);
+pub(super) struct Wire(Side);
+
+enum Side {
+    /// The loop's alone, as long as there is no body: nothing to lock.
+    Own(Box<Inner>),
+    /// Shared with the body of the current request.
+    Lent(Arc<Lent>),
+    /// The connection is over.
+    Closed,
+}
+
+/// What the body of a request reads from; `None` once that request is over.
+struct Lent(Mutex<Option<Box<Inner>>>);
 
 struct Inner {
     /// `None` once a tunnel has it.
@@ -37,12 +54,12 @@ struct Inner {
     much: bool,
     /// Of the current request's body.
     decoder: Decoder,
-    /// Number of the current request.
-    number: u64,
     /// Bytes of the 100 that the client waits for and that are to be written before its body is read.
     owed: &'static [u8],
     /// The 100 is written but may not have left.
     unflushed: bool,
+    /// The first bytes may still be those of an HTTP/2 client.
+    sniffing: bool,
     /// The client has closed its side.
     eof: bool,
     /// The body of the current request is beyond repair.
@@ -57,6 +74,8 @@ struct Inner {
 pub(super) enum Heard {
     /// A request.
     Head(RequestHead),
+    /// The preface of HTTP/2, which is still to be read.
+    Http2,
     /// The client has closed between two requests.
     End,
     /// The client has closed, or the connection broke, in the middle of a head.
@@ -71,101 +90,147 @@ pub(super) enum Heard {
 }
 
 impl Wire {
-    /// `prefix` was read from `io` already.
-    pub(super) fn new(io: ClientIo, prefix: &[u8]) -> Self {
-        Self(Mutex::new(Inner {
+    /// Nothing was read from `io`. `sniffing`: its client may speak HTTP/2.
+    pub(super) fn new(io: ClientIo, sniffing: bool) -> Self {
+        Self(Side::Own(Box::new(Inner {
             io: Some(io),
-            buf: BytesMut::from(prefix),
+            buf: BytesMut::new(),
             seen: 0,
             much: false,
             decoder: Decoder::Done,
-            number: 0,
             owed: b"",
             unflushed: false,
+            sniffing,
             eof: false,
             broken: false,
             reader: None,
             owner: None,
-        }))
+        })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether bytes of a request have come that was not read yet.
-    pub(super) fn has_bytes(&self) -> bool {
-        !self.lock().buf.is_empty()
-    }
-
-    /// The next request's head. `begun` is called when only a part of it has come.
-    pub(super) fn poll_head(&self, cx: &mut Context<'_>, limits: Limits, begun: impl Fn()) -> Poll<Heard> {
-        let inner = &mut *self.lock();
-        loop {
-            inner.skip_empty_lines();
-            if !inner.buf.is_empty() {
-                let tls = inner.buf.first() == Some(&0x16);
-                match parse_request(&mut inner.buf, &mut inner.seen, limits) {
-                    Ok(Some(head)) => return Poll::Ready(Heard::Head(head)),
-                    Ok(None) => begun(),
-                    Err(error) => return Poll::Ready(Heard::Bad { error, tls }),
-                }
-            }
-            if inner.eof {
-                return Poll::Ready(inner.hung_up());
-            }
-            match ready!(inner.poll_read(cx)) {
-                Ok(0) => inner.eof = true,
-                Ok(_) => {}
-                Err(_) => return Poll::Ready(inner.hung_up()),
-            }
+    /// Does something with what is on the wire; `closed` is what comes of it on one that is no more.
+    #[inline]
+    fn with<T>(&mut self, closed: T, f: impl FnOnce(&mut Inner) -> T) -> T {
+        match &mut self.0 {
+            Side::Own(inner) => f(inner),
+            Side::Lent(lent) => lent.lock().as_deref_mut().map_or(closed, f),
+            Side::Closed => closed,
         }
     }
 
-    /// A request whose body has this length begins; returns its number.
-    pub(super) fn begin(&self, length: BodyLength, limits: Limits, expects_continue: bool) -> u64 {
-        let inner = &mut *self.lock();
-        inner.next_number();
+    /// Whether bytes of a request have come that was not read yet.
+    pub(super) fn has_bytes(&mut self) -> bool {
+        self.with(false, |inner| !inner.buf.is_empty())
+    }
+
+    /// The next request's head. `begun` is called when only a part of it has come.
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, limits: Limits, begun: impl Fn()) -> Poll<Heard> {
+        self.with(Poll::Ready(Heard::End), |inner| {
+            loop {
+                inner.skip_empty_lines();
+                if inner.sniffing && !inner.buf.is_empty() {
+                    let common = inner.buf.len().min(PREFACE.len());
+                    inner.sniffing = inner.buf.get(..common) == PREFACE.get(..common);
+                    if inner.sniffing && common == PREFACE.len() {
+                        return Poll::Ready(Heard::Http2);
+                    }
+                }
+                if !inner.buf.is_empty() && !inner.sniffing {
+                    let tls = inner.buf.first() == Some(&0x16);
+                    match parse_request(&mut inner.buf, &mut inner.seen, limits) {
+                        Ok(Some(head)) => return Poll::Ready(Heard::Head(head)),
+                        Ok(None) => begun(),
+                        Err(error) => return Poll::Ready(Heard::Bad { error, tls }),
+                    }
+                }
+                if inner.eof {
+                    return Poll::Ready(inner.hung_up());
+                }
+                match ready!(inner.poll_read(cx)) {
+                    Ok(0) => inner.eof = true,
+                    Ok(_) => {}
+                    Err(_) => return Poll::Ready(inner.hung_up()),
+                }
+            }
+        })
+    }
+
+    /// A request with this body begins.
+    pub(super) fn begin(&mut self, length: BodyLength, limits: Limits, expects_continue: bool) -> Incoming {
+        self.take_back();
+        let Side::Own(inner) = &mut self.0 else { return Incoming::Empty };
         inner.decoder = Decoder::new(length, limits);
-        inner.owed = if expects_continue && !inner.decoder.is_done() { CONTINUE } else { b"" };
         inner.broken = false;
-        inner.number
+        inner.owed = b"";
+        let length = match length {
+            // Nothing is lent, for there is nothing to read.
+            BodyLength::Known(0) => return Incoming::Empty,
+            BodyLength::Known(length) => Some(length),
+            BodyLength::Chunked | BodyLength::UntilClose => None,
+        };
+        if expects_continue {
+            inner.owed = CONTINUE;
+        }
+        let Side::Own(inner) = std::mem::replace(&mut self.0, Side::Closed) else { return Incoming::Empty };
+        let lent = Arc::new(Lent(Mutex::new(Some(inner))));
+        self.0 = Side::Lent(Arc::clone(&lent));
+        Incoming::Http1 { source: lent, length }
+    }
+
+    /// The request is over: its body gets nothing any more.
+    fn take_back(&mut self) {
+        if let Side::Lent(lent) = &self.0 {
+            let taken = lent.lock().take();
+            self.0 = taken.map_or(Side::Closed, |mut inner| {
+                inner.owner = None;
+                if let Some(reader) = inner.reader.take() {
+                    reader.wake();
+                }
+                Side::Own(inner)
+            });
+        }
     }
 
     /// Whether the client has gone while it should wait for its answer. What it sends meanwhile is kept for later, as far as one read
     /// goes; what it still sends of a body is not looked at here.
-    pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> bool {
-        let inner = &mut *self.lock();
-        if !inner.decoder.is_done() {
-            // Whoever reads the body says when it has ended; until then it is there that the client's leaving is heard of.
-            inner.owner = Some(cx.waker().clone());
-            return false;
-        }
-        if !inner.buf.is_empty() {
-            return false;
-        }
-        if !inner.eof {
-            match inner.poll_read(cx) {
-                Poll::Ready(Ok(0)) => inner.eof = true,
-                Poll::Ready(Ok(_)) | Poll::Pending => {}
-                Poll::Ready(Err(_)) => return true,
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> bool {
+        self.with(true, |inner| {
+            if !inner.decoder.is_done() {
+                // Whoever reads the body says when it has ended; until then it is there that the client's leaving is heard of.
+                inner.owner = Some(cx.waker().clone());
+                return false;
             }
-        }
-        inner.eof && inner.buf.is_empty()
+            if !inner.buf.is_empty() {
+                return false;
+            }
+            if !inner.eof {
+                match inner.poll_read(cx) {
+                    Poll::Ready(Ok(0)) => inner.eof = true,
+                    Poll::Ready(Ok(_)) | Poll::Pending => {}
+                    Poll::Ready(Err(_)) => return true,
+                }
+            }
+            inner.eof && inner.buf.is_empty()
+        })
+    }
+
+    /// Whether the client has closed in the middle of its request.
+    pub(super) fn is_cut(&mut self) -> bool {
+        self.with(false, |inner| inner.eof && inner.broken && !inner.decoder.is_done())
     }
 
     /// The answer begins: who waits for a 100 gets none any more. What is left of one that is half written must go first.
-    pub(super) fn answer_begins(&self) -> &'static [u8] {
-        let inner = &mut *self.lock();
-        let owed = std::mem::take(&mut inner.owed);
-        if owed.len() < CONTINUE.len() { owed } else { b"" }
+    pub(super) fn answer_begins(&mut self) -> &'static [u8] {
+        self.with(b"", |inner| {
+            let owed = std::mem::take(&mut inner.owed);
+            if owed.len() < CONTINUE.len() { owed } else { b"" }
+        })
     }
 
     /// Whether the whole request was read; drops what has arrived of the rest of its body. `false`: the connection cannot go on.
-    pub(super) fn request_is_over(&self) -> bool {
-        let inner = &mut *self.lock();
-        // Whoever still holds the body reads nothing of the next request.
-        inner.next_number();
+    pub(super) fn request_is_over(&mut self) -> bool {
+        self.take_back();
+        let Side::Own(inner) = &mut self.0 else { return false };
         while !inner.broken {
             match inner.decoder.decode(&mut inner.buf) {
                 Ok(Decoded::End | Decoded::Trailers(_)) => return true,
@@ -177,73 +242,66 @@ impl Wire {
     }
 
     /// Between two requests nothing is kept that is not needed.
-    pub(super) fn rest(&self) {
-        let inner = &mut *self.lock();
-        inner.seen = 0;
-        inner.much = false;
-        inner.unflushed = false;
-        if inner.buf.is_empty() {
-            inner.buf = BytesMut::new();
-        }
+    pub(super) fn rest(&mut self) {
+        self.with((), |inner| {
+            inner.seen = 0;
+            inner.much = false;
+            inner.unflushed = false;
+            if inner.buf.is_empty() {
+                inner.buf = BytesMut::new();
+            }
+        });
     }
 
     /// Writes all of `out`.
-    pub(super) fn poll_write(&self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<io::Result<()>> {
-        let inner = &mut *self.lock();
-        while !out.is_empty() {
-            let Some(io) = &mut inner.io else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-            let written = ready!(out.poll_write(Pin::new(io), cx))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<io::Result<()>> {
+        self.with(Poll::Ready(Err(io::ErrorKind::NotConnected.into())), |inner| {
+            while !out.is_empty() {
+                let Some(io) = &mut inner.io else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+                let written = ready!(out.poll_write(Pin::new(io), cx))?;
+                if written == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                out.advance(written);
             }
-            out.advance(written);
-        }
-        Poll::Ready(Ok(()))
+            Poll::Ready(Ok(()))
+        })
     }
 
     /// Passes on what TLS holds back.
-    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.lock().io {
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(Poll::Ready(Ok(())), |inner| match &mut inner.io {
             Some(io) => Pin::new(io).poll_flush(cx),
             None => Poll::Ready(Ok(())),
-        }
+        })
     }
 
     /// Says goodbye, as far as the close of the socket does not say it.
-    pub(super) fn poll_goodbye(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let inner = &mut *self.lock();
-        match &mut inner.io {
+    pub(super) fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(Poll::Ready(Ok(())), |inner| match &mut inner.io {
             Some(io) if io.must_say_goodbye() => Pin::new(io).poll_shutdown(cx),
             Some(_) | None => Poll::Ready(Ok(())),
-        }
+        })
     }
 
+    /// The byte stream, for a tunnel or another protocol, with what was read ahead.
+    pub(super) fn take_stream(&mut self) -> Option<ClientIo> {
+        self.with(None, |inner| {
+            let mut io = inner.io.take()?;
+            io.unread(std::mem::take(&mut inner.buf).into());
+            Some(io)
+        })
+    }
+}
+
+impl Drop for Wire {
     /// The connection is over, whoever still holds the body of its last request.
-    pub(super) fn close(&self) {
-        let inner = &mut *self.lock();
-        inner.broken = true;
-        inner.io = None;
-        inner.next_number();
-    }
-
-    /// The byte stream, for a tunnel, with what was read ahead.
-    pub(super) fn take_stream(&self) -> Option<BoxedStream> {
-        let inner = &mut *self.lock();
-        let mut io = inner.io.take()?;
-        io.unread(std::mem::take(&mut inner.buf).into());
-        Some(Box::new(io))
+    fn drop(&mut self) {
+        self.take_back();
     }
 }
 
 impl Inner {
-    fn next_number(&mut self) {
-        self.number += 1;
-        self.owner = None;
-        if let Some(reader) = self.reader.take() {
-            reader.wake();
-        }
-    }
-
     /// Line ends in front of a request are no part of it (RFC 9112 section 2.2): a connection that got nothing else is idle.
     fn skip_empty_lines(&mut self) {
         if self.buf.len() <= MAX_EMPTY && self.buf.iter().all(|byte| matches!(byte, b'\r' | b'\n')) {
@@ -292,24 +350,24 @@ impl Inner {
                 }
                 Ok(Decoded::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
                 Ok(Decoded::End) => return Poll::Ready(None),
-                Ok(Decoded::NeedMore) if self.eof || self.broken => return Poll::Ready(self.break_off()),
+                Ok(Decoded::NeedMore) if self.eof || self.broken => return Poll::Ready(self.break_off(Broken::Cut)),
                 Ok(Decoded::NeedMore) => {}
-                Err(_) => return Poll::Ready(self.break_off()),
+                Err(_) => return Poll::Ready(self.break_off(Broken::Unreadable)),
             }
             if ready!(self.poll_continue(cx)).is_err() {
-                return Poll::Ready(self.break_off());
+                return Poll::Ready(self.break_off(Broken::Cut));
             }
             match ready!(self.poll_read(cx)) {
                 Ok(0) => self.eof = true,
                 Ok(_) => {}
-                Err(_) => return Poll::Ready(self.break_off()),
+                Err(_) => return Poll::Ready(self.break_off(Broken::Cut)),
             }
         }
     }
 
-    fn break_off<T>(&mut self) -> Option<Result<T, Broken>> {
+    fn break_off<T>(&mut self, why: Broken) -> Option<Result<T, Broken>> {
         self.broken = true;
-        Some(Err(Broken))
+        Some(Err(why))
     }
 
     /// Invites the client to send its body, unless it has begun by itself.
@@ -333,12 +391,16 @@ impl Inner {
     }
 }
 
-impl BodySource for Wire {
-    fn poll_frame(&self, number: u64, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        let inner = &mut *self.lock();
-        if inner.number != number {
-            return Poll::Ready(Some(Err(Broken)));
-        }
+impl Lent {
+    fn lock(&self) -> MutexGuard<'_, Option<Box<Inner>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BodySource for Lent {
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let mut lent = self.lock();
+        let Some(inner) = lent.as_deref_mut() else { return Poll::Ready(Some(Err(Broken::Cut))) };
         let frame = inner.poll_body(cx);
         if frame.is_pending() {
             inner.reader = Some(cx.waker().clone());
@@ -350,14 +412,13 @@ impl BodySource for Wire {
         frame
     }
 
-    fn ended(&self, number: u64) -> bool {
-        let inner = self.lock();
-        inner.number == number && inner.decoder.is_done()
+    fn ended(&self) -> bool {
+        self.lock().as_ref().is_some_and(|inner| inner.decoder.is_done())
     }
 }
 
 /// What waits to be written: encoded bytes, then a piece of the body that is not copied, then what follows it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outbox {
     /// Heads, chunk sizes, small pieces.
     pub(super) front: BytesMut,
@@ -367,7 +428,25 @@ pub(super) struct Outbox {
     pub(super) back: &'static [u8],
 }
 
+thread_local! {
+    /// A buffer for the next answer of the worker: a connection has one only while it writes.
+    static FRONT: Cell<BytesMut> = Cell::new(BytesMut::new());
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        if self.front.is_empty() && self.front.capacity() <= KEPT {
+            FRONT.set(std::mem::take(&mut self.front));
+        }
+    }
+}
+
 impl Outbox {
+    /// An empty one.
+    pub(super) fn new() -> Self {
+        Self { front: FRONT.take(), piece: Bytes::new(), back: b"" }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.front.is_empty() && self.piece.is_empty() && self.back.is_empty()
     }

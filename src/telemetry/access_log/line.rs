@@ -70,7 +70,8 @@ impl Line<'_> {
     fn outcome(&mut self, entry: &Entry) {
         self.text("reason", entry.reason.map(crate::error::Reason::as_str));
         self.text("route", entry.route.as_deref());
-        self.text("user", entry.user.as_deref());
+        // A token need not say whose it is.
+        self.text("user", entry.user.as_deref().filter(|user| !user.is_empty()));
         self.text("auth_error", entry.auth_error);
         self.text("rate_limit", entry.rate_limit.as_deref());
         self.text("upstream", entry.upstream.as_deref());

@@ -42,21 +42,6 @@ pub enum Output {
     File(PathBuf),
 }
 
-impl Output {
-    /// Whether it can be opened, as far as that can be told without making a file.
-    ///
-    /// # Errors
-    /// The directory is not there, or the path is a directory itself.
-    pub fn check(&self) -> io::Result<()> {
-        let Self::File(path) = self else { return Ok(()) };
-        if path.is_dir() {
-            return Err(io::ErrorKind::IsADirectory.into());
-        }
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::metadata(directory).map(drop)
-    }
-}
-
 /// What an access log is made from.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -90,6 +75,17 @@ impl Options {
             LogFormat::Json => false,
         };
         Some(Self { format: if text { Format::Text } else { Format::Json }, output, dropped })
+    }
+
+    /// Finds out whether the output could be opened, and leaves everything as it is: no file is made.
+    ///
+    /// # Errors
+    /// It is a directory or not writable, or there is no directory to make it in.
+    pub fn try_output(&self) -> io::Result<()> {
+        match &self.output {
+            Output::Stdout | Output::Stderr => Ok(()),
+            Output::File(path) => sink::try_append(path),
+        }
     }
 
     /// Whether a log with `other` would write the same lines to the same place: then a reload keeps it.

@@ -99,3 +99,20 @@ impl Sink {
 fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)
 }
+
+/// Whether [`append_to`] would succeed, as far as that can be told without making the file.
+pub(super) fn try_append(path: &Path) -> io::Result<()> {
+    match path.metadata() {
+        // A pipe without a reader would make it wait.
+        Ok(file) if file.is_file() || file.is_dir() => OpenOptions::new().append(true).open(path).map(drop),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            match directory.metadata()?.is_dir() {
+                true => Ok(()),
+                false => Err(ErrorKind::NotADirectory.into()),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}

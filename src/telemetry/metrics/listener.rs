@@ -1,7 +1,7 @@
 //! What is counted per listener.
 
 use super::collect::Scrape;
-use super::shard::{Counter, Level, PerWorker};
+use super::shard::{Counter, Level, Own, PerWorker};
 use super::table::Family;
 
 /// Why a client connection ended before a request could be read from it.
@@ -44,8 +44,8 @@ pub struct ListenerMetrics {
 #[derive(Debug, Default)]
 struct Shard {
     connections: Level,
-    received: Counter,
-    sent: Counter,
+    received: Own,
+    sent: Own,
     errors: [Counter; ConnectionError::ALL.len()],
 }
 
@@ -88,8 +88,8 @@ impl ListenerMetrics {
 
     pub(super) fn collect(&self, listener: &str, scrape: &mut Scrape) {
         scrape.number(Family::Connections, &[listener], self.connections() as f64);
-        scrape.count(Family::BytesReceived, &[listener], self.shards.sum(|shard| &shard.received));
-        scrape.count(Family::BytesSent, &[listener], self.shards.sum(|shard| &shard.sent));
+        scrape.count(Family::BytesReceived, &[listener], self.shards.sum_own(|shard| &shard.received));
+        scrape.count(Family::BytesSent, &[listener], self.shards.sum_own(|shard| &shard.sent));
         for kind in ConnectionError::ALL {
             let count = self.shards.used().filter_map(|shard| shard.errors.get(kind as usize)).map(Counter::get).sum();
             scrape.count(Family::ConnectionErrors, &[listener, kind.as_str()], count);

@@ -19,13 +19,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub use self::listener::{ConnectionError, ListenerMetrics};
 pub use self::process::{AuthenticatorMetrics, Reload, StoreMetrics};
 pub use self::route::{AUTH_ERRORS, Mirrored, RouteMetrics};
+pub use self::shard::PerWorker;
 pub use self::table::{Family, Kind, markdown};
 pub use self::upstream::{EndpointMetrics, UpstreamMetrics};
 
 use self::collect::Scrape;
 use self::names::Names;
 use self::process::{Certificates, Reloads};
-use self::shard::{Level, PerWorker};
+use self::shard::Own;
 
 /// Name of the route that requests without a route are counted under.
 pub const NO_ROUTE: &str = "-";
@@ -36,7 +37,7 @@ pub struct Metrics {
     workers: usize,
     version: String,
     commit: String,
-    in_flight: PerWorker<Level>,
+    in_flight: PerWorker<Own>,
     access_log_dropped: Arc<AtomicU64>,
     no_route: Arc<RouteMetrics>,
     routes: Names<String, RouteMetrics>,
@@ -124,17 +125,17 @@ impl Metrics {
 
     /// A request begins.
     pub fn request_started(&self, worker: usize) {
-        self.in_flight.of(worker).up();
+        self.in_flight.of(worker).one();
     }
 
     /// A request ended.
     pub fn request_ended(&self, worker: usize) {
-        self.in_flight.of(worker).down();
+        self.in_flight.of(worker).take();
     }
 
     /// Requests that have begun and not ended, over all workers.
     pub fn requests_in_flight(&self) -> u64 {
-        self.in_flight.level(|level| level).unsigned_abs()
+        self.in_flight.sum_own(|count| count)
     }
 
     /// The counter of access log lines dropped, for the access log to count in. It is the same for every access log.

@@ -23,8 +23,10 @@ use http_body::{Frame, SizeHint};
 
 use crate::http::body::{BodyFailure, RequestBody};
 use crate::http::h1::decode::DecodeError;
-use crate::http::h1::framing::{FramingError, of_response};
+use crate::http::h1::framing::{FramingError, of_declared, of_response};
+use crate::http::h1::lines::idle_limit;
 use crate::http::h1::{Decoded, Decoder, Limits, ParseError, ResponseHead, parse_response};
+use crate::http::headers::Added;
 use crate::upstream::pool::OpenConnection;
 use crate::upstream::wire::Wire;
 use input::Input;
@@ -47,6 +49,8 @@ pub struct Head<'a> {
     pub host: &'a HeaderValue,
     /// Other fields. What they say about framing is not sent but made from the body.
     pub headers: &'a HeaderMap,
+    /// Fields that are in no map.
+    pub added: Option<&'a Added<'a>>,
 }
 
 /// Why there is no response, or no more of it.
@@ -102,6 +106,8 @@ struct Inner {
     keep_alive: bool,
     /// `timeout` of the response's `Keep-Alive`.
     idle_limit: Option<Duration>,
+    /// Whether the response's fields may stay lines.
+    as_lines: bool,
 }
 
 impl fmt::Debug for H1 {
@@ -124,6 +130,7 @@ impl H1 {
             method: Method::GET,
             keep_alive: true,
             idle_limit: None,
+            as_lines: false,
         }))
     }
 
@@ -132,17 +139,19 @@ impl H1 {
         self.0.open.is_wanted()
     }
 
-    /// Begins a request; [`H1::poll_head`] sends it. For a connection that is new or was found [`H1::is_ready`].
+    /// Begins a request; [`H1::poll_head`] sends it. For a connection that is new or was found [`H1::is_ready`]. `as_lines`: the fields of the
+    /// response may stay lines.
     ///
     /// # Errors
     /// [`Error::Request`] if the head cannot be written.
-    pub fn start(&mut self, head: &Head<'_>, body: RequestBody) -> Result<(), Error> {
+    pub fn start(&mut self, head: &Head<'_>, body: RequestBody, as_lines: bool) -> Result<(), Error> {
         let inner = &mut *self.0;
         inner.seen = 0;
         inner.interim = 0;
         inner.method.clone_from(head.method);
         inner.keep_alive = false;
         inner.idle_limit = None;
+        inner.as_lines = as_lines;
         inner.input.count = 0;
         inner.output.start(head, body).then_some(()).ok_or(Error::Request)
     }
@@ -155,7 +164,9 @@ impl H1 {
         let inner = &mut *self.0;
         inner.pump(cx)?;
         loop {
-            if let Some(mut head) = parse_response(&mut inner.input.buffer, &mut inner.seen, LIMITS).map_err(Error::Parse)? {
+            if let Some(mut head) =
+                parse_response(&mut inner.input.buffer, &mut inner.seen, LIMITS, inner.as_lines).map_err(Error::Parse)?
+            {
                 if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
                     inner.interim += 1;
                     if inner.interim > MAX_INTERIM {
@@ -280,14 +291,19 @@ impl Inner {
     }
 
     fn begin_response(&mut self, head: &mut ResponseHead) -> Result<(), Error> {
+        if let Some(lines) = &head.lines {
+            self.decoder = Decoder::new(of_declared(&self.method, head.status, lines.declared()), LIMITS);
+            self.keep_alive = !lines.close();
+            self.idle_limit = lines.idle_limit();
+            return Ok(());
+        }
         let length = of_response(&self.method, head.status, head.version, &mut head.headers, head.survey).map_err(Error::Framing)?;
         self.decoder = Decoder::new(length, LIMITS);
         self.keep_alive = head.version == Version::HTTP_11
             && head.status != StatusCode::SWITCHING_PROTOCOLS
             && !(head.survey.connection() && says_close(&head.headers));
         if head.survey.keep_alive() {
-            self.idle_limit =
-                head.headers.get("keep-alive").and_then(|value| timeout_parameter(value.to_str().ok()?)).map(Duration::from_secs);
+            self.idle_limit = head.headers.get("keep-alive").and_then(|value| idle_limit(value.as_bytes()));
         }
         Ok(())
     }
@@ -296,8 +312,4 @@ impl Inner {
 fn says_close(headers: &HeaderMap) -> bool {
     let options = headers.get_all(CONNECTION).iter().flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
     options.map(<[u8]>::trim_ascii).any(|option| option.eq_ignore_ascii_case(b"close"))
-}
-
-fn timeout_parameter(text: &str) -> Option<u64> {
-    text.split(',').find_map(|parameter| parameter.trim().strip_prefix("timeout=")?.parse().ok())
 }

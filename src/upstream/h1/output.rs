@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 use http_body::Body;
 use tokio::io::AsyncWrite;
 
@@ -42,8 +42,6 @@ pub(super) struct Output {
     back: &'static [u8],
     body: RequestBody,
     framing: Framing,
-    /// Names that `Trailer` announces.
-    announced: Vec<HeaderName>,
     /// Whether anything was taken out of the body.
     touched: bool,
     /// Nothing more comes behind what is there.
@@ -64,7 +62,6 @@ impl Default for Output {
             back: b"",
             body: RequestBody::Empty,
             framing: Framing::Length(0),
-            announced: Vec::new(),
             touched: false,
             complete: true,
             unflushed: false,
@@ -96,7 +93,7 @@ impl Output {
             return false;
         }
         line(out, &[head.method.as_str().as_bytes(), b" ", head.target.as_bytes(), b" HTTP/1.1\r\nhost: ", head.host.as_bytes(), b"\r\n"]);
-        let (mut length, mut trailer) = (false, false);
+        let mut length = false;
         for (name, value) in head.headers {
             let name = name.as_str();
             // By length first: nearly every name is told apart by it.
@@ -106,10 +103,12 @@ impl Output {
                     length = true;
                     continue;
                 }
-                (7, "trailer") => trailer = true,
                 _ => {}
             }
             line(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+        }
+        if let Some(added) = head.added {
+            added.write(out);
         }
         match self.framing {
             // A length of nothing is sent on, but not made up: most requests have no body, and none that says so.
@@ -118,12 +117,7 @@ impl Output {
                 let mut digits = [0; 20];
                 line(out, &[b"content-length: ", decimal(bytes, &mut digits), b"\r\n"]);
             }
-            Framing::Chunked => {
-                out.extend_from_slice(b"transfer-encoding: chunked\r\n");
-                if trailer {
-                    self.announced = encode::announced(head.headers);
-                }
-            }
+            Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         }
         out.extend_from_slice(b"\r\n");
         true
@@ -226,7 +220,7 @@ impl Output {
         match (self.framing, trailers) {
             (Framing::Length(0), _) => {}
             (Framing::Length(_), _) => return Err(BodyFailure::Client),
-            (Framing::Chunked, Some(trailers)) => encode::last_chunk(&mut self.front, trailers, &self.announced),
+            (Framing::Chunked, Some(trailers)) => encode::last_chunk(&mut self.front, trailers),
             (Framing::Chunked, None) => self.front.extend_from_slice(encode::LAST_CHUNK),
         }
         Ok(())
@@ -281,7 +275,6 @@ impl Output {
         self.data = Bytes::new();
         self.back = b"";
         self.body = RequestBody::Empty;
-        self.announced = Vec::new();
     }
 }
 

@@ -74,6 +74,12 @@ impl Process {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
+    /// Lets it have only so many descriptors from now on.
+    pub fn limit_descriptors(&self, most: usize) {
+        let sent = Command::new("prlimit").args([format!("--pid={}", self.child.id()), format!("--nofile={most}:")]).status().unwrap();
+        assert!(sent.success());
+    }
+
     /// A figure of its memory in KiB: `VmRSS` is what it has now, `VmHWM` the most it ever had.
     pub fn memory(&self, figure: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
