@@ -411,21 +411,6 @@ fn a_mistake_is_told_once() {
 }
 
 #[test]
-fn an_access_log_without_a_directory_is_found_by_a_check() {
-    use tollgate::gateway::{Shared, compile};
-    let dir = tempfile::tempdir().unwrap();
-    let messages = |output: &str| {
-        let loaded = load(&Source::Text { yaml: format!("log: {{ access: {{ output: {output} }} }}\n"), dir: dir.path().to_owned() });
-        // A warning: where it is checked need not be where it runs.
-        let snapshot = compile(&Shared::new(1, None), loaded, None, 1).unwrap_or_else(|reports| panic!("{reports:?}"));
-        snapshot.source.warnings.iter().map(ToString::to_string).collect::<String>()
-    };
-    assert!(messages("none/access.log").contains("make its directory"), "{}", messages("none/access.log"));
-    assert!(messages(".").contains("cannot be opened"));
-    assert_eq!((messages("access.log"), dir.path().join("access.log").exists()), (String::new(), false));
-}
-
-#[test]
 fn help_says_what_would_be_right() {
     let help = |yaml: &str| checked(yaml).reports().iter().filter_map(|report| report.help.clone()).collect::<Vec<_>>().join("\n");
     for (yaml, words) in [

@@ -148,8 +148,7 @@ impl Shared {
                     io::ErrorKind::PermissionDenied => Some("the user that the gateway runs as must be allowed to write there"),
                     _ => None,
                 };
-                let message = format!("the access log cannot be opened: {error}");
-                problems.error(at, message).help = help.map(str::to_owned);
+                problems.error(at, format!("the access log cannot be opened: {error}")).help = help.map(str::to_owned);
                 AccessLog::disabled()
             }
         }
