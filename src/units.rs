@@ -42,7 +42,12 @@ macro_rules! text_form {
                 $name.into()
             }
             fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                schemars::json_schema!({ "type": ["string", "integer"], "pattern": $pattern, "description": $about })
+                // A status is a number by itself, a duration is none without its unit.
+                let number = "204".parse::<$type>().is_ok();
+                let types: &[&str] = if number { &["string", "integer"] } else { &["string"] };
+                // What a variable will be is not known.
+                let pattern = format!("{}|\\$\\{{", $pattern);
+                schemars::json_schema!({ "type": types, "pattern": pattern, "description": $about })
             }
         }
     };
@@ -436,6 +441,20 @@ mod tests {
         fn no_text_makes_a_parser_panic(text in "\\PC{0,20}") {
             let _ = (text.parse::<Duration>(), text.parse::<Size>(), text.parse::<Rate>(), text.parse::<ByteRate>());
             let _ = (text.parse::<Percent>(), text.parse::<StatusRange>(), text.parse::<Selector>());
+        }
+    }
+
+    #[test]
+    fn schemas_take_bare_numbers_only_where_reading_does_and_variables_everywhere() {
+        use schemars::JsonSchema as _;
+        let mut generator = schemars::SchemaGenerator::default();
+        let mut schema = |of: fn(&mut schemars::SchemaGenerator) -> schemars::Schema| of(&mut generator).to_value();
+        let (duration, status) = (schema(Duration::json_schema), schema(StatusRange::json_schema));
+        assert_eq!(duration["type"], serde_json::json!(["string"]));
+        assert_eq!(status["type"], serde_json::json!(["string", "integer"]));
+        let pattern = regex::Regex::new(duration["pattern"].as_str().unwrap()).unwrap();
+        for (text, fits) in [("5s", true), ("${T:-5s}", true), ("5", false), ("5 s", false)] {
+            assert_eq!(pattern.is_match(text), fits, "{text}");
         }
     }
 }
