@@ -139,7 +139,7 @@ impl Options {
 /// `0.1.0 (COMMIT)`.
 pub fn version_text() -> &'static str {
     static TEXT: std::sync::LazyLock<String> =
-        std::sync::LazyLock::new(|| format!("{} ({})", env!("CARGO_PKG_VERSION"), option_env!("TOLLGATE_COMMIT").unwrap_or("unknown")));
+        std::sync::LazyLock::new(|| format!("{} ({})", env!("CARGO_PKG_VERSION"), tollgate::COMMIT));
     &TEXT
 }
 

@@ -19,7 +19,7 @@ pub mod tls;
 pub mod units;
 pub mod upstream;
 
-/// The commit this program was built from, if the build said so (`TOLLGATE_COMMIT`).
+/// The commit this program was built from, as far as `build.rs` knows it.
 pub const COMMIT: &str = match option_env!("TOLLGATE_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
