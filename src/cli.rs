@@ -138,8 +138,7 @@ impl Options {
 
 /// `0.1.0 (COMMIT)`.
 pub fn version_text() -> &'static str {
-    static TEXT: std::sync::LazyLock<String> =
-        std::sync::LazyLock::new(|| format!("{} ({})", env!("CARGO_PKG_VERSION"), tollgate::COMMIT));
+    static TEXT: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| format!("{} ({})", env!("CARGO_PKG_VERSION"), tollgate::COMMIT));
     &TEXT
 }
 

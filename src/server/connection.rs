@@ -174,10 +174,10 @@ impl Session {
         let clock = Arc::new(Clock::new(Phase::Head, Instant::now(), timeouts));
         let state = Arc::new(ConnectionState::new(Arc::clone(&clock)));
         let io = ClientIo::new(transport, Arc::clone(&state), Arc::clone(&self.listener.metrics), self.worker);
-        let io = if h2 == Some(true) { Some(io) } else { self.run_h1(io, h2.is_none(), state).await };
+        let io = if h2 == Some(true) { Some(Box::new(io)) } else { self.run_h1(io, h2.is_none(), state).await };
         if let Some(io) = io {
             // Boxed: what HTTP/2 needs is much, and connections of HTTP/1 would carry room for it.
-            Box::pin(self.run_h2(io, clock, timeouts)).await;
+            Box::pin(self.run_h2(*io, clock, timeouts)).await;
         }
     }
 
@@ -195,7 +195,7 @@ impl Session {
     }
 
     /// Serves HTTP/1. Gives the stream back if its client speaks HTTP/2, which is looked for if `sniffing`.
-    async fn run_h1(&self, io: ClientIo, sniffing: bool, state: Arc<ConnectionState>) -> Option<ClientIo> {
+    async fn run_h1(&self, io: ClientIo, sniffing: bool, state: Arc<ConnectionState>) -> Option<Box<ClientIo>> {
         let clock = Arc::clone(&state.clock);
         // Set once, here.
         let _ = state.hold.set(Arc::clone(&self.held) as _);

@@ -53,8 +53,8 @@ pub(super) struct Http1<'a> {
 pub(super) enum Served {
     /// With what was wrong with the client, if it was.
     End(Option<ConnectionError>),
-    /// Its client speaks HTTP/2.
-    Http2(ClientIo),
+    /// Its client speaks HTTP/2. Boxed, since every connection has room for this word.
+    Http2(Box<ClientIo>),
 }
 
 /// What is left to do when a request is over.
@@ -78,7 +78,7 @@ impl<'a> Http1<'a> {
         loop {
             let head = match self.head().await {
                 Heard::Head(head) => head,
-                Heard::Http2 => return self.wire.take_stream().map_or(Served::End(None), Served::Http2),
+                Heard::Http2 => return self.wire.take_stream().map_or(Served::End(None), |io| Served::Http2(Box::new(io))),
                 Heard::End => {
                     let _ = poll_fn(|cx| self.wire.poll_goodbye(cx)).await;
                     return Served::End(None);

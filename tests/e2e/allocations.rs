@@ -14,7 +14,7 @@ use tollgate::server::{Options, Server};
 
 /// Allocations of one proxied request with keep-alive on both sides, from its first byte to the answer's last. A change that needs fewer
 /// lowers this number; one that needs more says in its commit what they buy.
-const MOST: u64 = 15;
+const MOST: u64 = 5;
 /// Requests that are counted together. What the gateway allocates beside requests, now and then, is lost in the division.
 const REQUESTS: u64 = 1_000;
 /// Requests before the first count: connections are made, buffers have grown.

@@ -28,7 +28,7 @@ class Bench:
             return [self.subject, *self._peers]
         if self.subject != "tollgate":
             return []
-        return [name for name in row.subjects if name in (CHAIN, self.subject, *self._peers, *SIZES)]
+        return [name for name in row.subjects if name.removesuffix("-same") in (CHAIN, self.subject, *self._peers, *SIZES)]
 
     def measure(self, row, rounds):
         """{name: [Result or None per round]}, and the first error of each name that had one."""

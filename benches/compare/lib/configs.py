@@ -89,8 +89,15 @@ def many_backends(directory, addresses, port):
 """)
 
 
-def nginx(directory, ports, backend_ports, tls):
-    """nginx as the peer, tuned the way its manual recommends for a proxy, and streaming bodies as the others do."""
+def nginx(directory, ports, backend_ports, tls, same=False):
+    """nginx as the peer, tuned the way its manual recommends for a proxy, and streaming bodies as the others do. With `same` it adds the
+    same fields as Tollgate by default."""
+    # Of each location: one with fields of its own inherits none.
+    fields = ["Host $http_host", "X-Forwarded-For $proxy_add_x_forwarded_for", "X-Forwarded-Proto $scheme"]
+    if same:
+        fields += ["X-Forwarded-Host $http_host", "X-Forwarded-Port $server_port", "X-Request-Id $request_id"]
+    fields = " ".join(f"proxy_set_header {field};" for field in fields)
+    answered = "add_header X-Request-Id $request_id always;" if same else ""
     return write(directory, "nginx.conf", nginx_head(directory, WORKERS) + f"""
   upstream backend {{ server 127.0.0.1:{backend_ports['http']}; keepalive {POOL}; keepalive_requests 1000000000; keepalive_timeout 300s; }}
   upstream echo {{ server 127.0.0.1:{backend_ports['echo']}; }}
@@ -104,14 +111,12 @@ def nginx(directory, ports, backend_ports, tls):
     ssl_session_cache shared:SSL:10m;
     http2_max_concurrent_streams 128;
     proxy_http_version 1.1;
-    proxy_set_header Host $http_host;
-    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-    proxy_set_header X-Forwarded-Proto $scheme;
     # Never through a file on disk: bodies larger than the buffers are streamed.
     proxy_max_temp_file_size 0;
     proxy_request_buffering off;
-    location / {{ proxy_set_header Connection ""; proxy_pass http://backend; }}
+    location / {{ {fields} {answered} proxy_set_header Connection ""; proxy_pass http://backend; }}
     location = /ws {{
+      {fields}
       proxy_set_header Upgrade $http_upgrade;
       proxy_set_header Connection "upgrade";
       proxy_read_timeout 300s;
@@ -122,8 +127,15 @@ def nginx(directory, ports, backend_ports, tls):
 """)
 
 
-def haproxy(directory, ports, backend_ports, tls):
-    """HAProxy: one process, two threads, connections to the backend shared by all requests."""
+def haproxy(directory, ports, backend_ports, tls, same=False):
+    """HAProxy: one process, two threads, connections to the backend shared by all requests. With `same` it adds the same fields as Tollgate
+    by default."""
+    fields = """
+  http-request set-var(txn.id) uuid()
+  http-request set-header X-Request-Id %[var(txn.id)]
+  http-request set-header X-Forwarded-Host %[req.hdr(host)]
+  http-request set-header X-Forwarded-Port %[dst_port]
+  http-response set-header X-Request-Id %[var(txn.id)]""" if same else ""
     return write(directory, "haproxy.cfg", f"""
 global
   nbthread {WORKERS}
@@ -146,7 +158,7 @@ frontend gate
   bind 127.0.0.1:{ports['h2c']} backlog 4096 proto h2
   bind 127.0.0.1:{ports['tls']} backlog 4096 ssl crt {tls['both']} alpn h2,http/1.1
   http-request set-header X-Forwarded-Proto https if {{ ssl_fc }}
-  http-request set-header X-Forwarded-Proto http if !{{ ssl_fc }}
+  http-request set-header X-Forwarded-Proto http if !{{ ssl_fc }}{fields}
   use_backend echo if {{ path /ws }}
   default_backend backend
 backend backend

@@ -105,10 +105,10 @@ class Fleet:
     def _command(self, name, directory, ports):
         binary = self._tools[name.partition("-")[0]]
         arguments = (directory, ports, self._backend, self._tls)
-        if name == "nginx":
-            return [binary, "-p", directory, "-c", configs.nginx(*arguments), "-e", "stderr"]
-        if name == "haproxy":
-            return [binary, "-db", "-f", configs.haproxy(*arguments)]
+        if name in ("nginx", "nginx-same"):
+            return [binary, "-p", directory, "-c", configs.nginx(*arguments, same=name != "nginx"), "-e", "stderr"]
+        if name in ("haproxy", "haproxy-same"):
+            return [binary, "-db", "-f", configs.haproxy(*arguments, same=name != "haproxy")]
         if name == "envoy":
             return [binary, "-c", configs.envoy(*arguments), "--concurrency", str(configs.WORKERS), "--disable-hot-restart", "-l", "error"]
         if name == "tollgate":

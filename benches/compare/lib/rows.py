@@ -57,6 +57,8 @@ def all_rows(loads):
     plain = loads.wrk(64)
     return [
         Row("plain", "plain proxy, 64 keep-alive connections", **_cpu(plain, goals={"nginx": 0.90, "haproxy": 0.90, "envoy": 0.30})),
+        Row("plain-same", "the same, where the peers add the same fields: X-Forwarded-Host and -Port, and a request id both ways",
+            **_cpu(plain, goals={"nginx-same": 0.90, "haproxy-same": 0.90}, subjects=("tollgate", "nginx-same", "haproxy-same"))),
         Row("chain", "JWT RS256, limits per ip and global, CORS, header rules, JSON access log to a file, metrics; against plain proxies",
             **_cpu(plain, goals={"tollgate": 1.35, "nginx": 1.15}, subjects=(CHAIN, "tollgate", "nginx"))),
         Row("keepalive512", "512 keep-alive connections", **_cpu(loads.wrk(512), goals={"nginx": 0.95})),
