@@ -162,7 +162,7 @@ impl Route {
         let may_repeat = !is_grpc && idempotent(&ex.method, &headers);
         // Over HTTP/2 an upstream may say of any request that it did not take it, also when part of the body is gone.
         let may_be_refused = self.retry.is_some() && speaks_h2;
-        let body = self.call_body(ex, cx, may_repeat || may_be_refused);
+        let body = self.call_body(cx, may_repeat || may_be_refused);
         // Lengths are made anew from the body; `0` on a request without one says so to servers that insist on a length.
         if cx.seen.content_length() && cx.body.is_some() {
             headers.remove(CONTENT_LENGTH);
@@ -219,12 +219,11 @@ impl Route {
     }
 
     /// The client's body, if there is one, with the route's limit.
-    fn call_body(&self, ex: &Exchange, cx: &mut Context<'_>, replay: bool) -> CallBody {
+    fn call_body(&self, cx: &mut Context<'_>, replay: bool) -> CallBody {
         let Some(body) = self.client_body(cx, replay) else { return CallBody::Empty };
         match cx.grpc_web {
             None => CallBody::Client(body),
             Some(call) => {
-                let _ = ex;
                 let adapted = grpc_web::RequestBody::new(call, body.attempt()).map_err(|error| match error {
                     grpc_web::Error::Body(failure) => failure,
                     grpc_web::Error::Base64 => BodyFailure::Unreadable,

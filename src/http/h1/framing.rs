@@ -106,11 +106,11 @@ fn declared(version: Version, headers: &mut HeaderMap, survey: Survey) -> Result
     }
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let Some(first) = lengths.next() else { return Ok(None) };
-    let length = number(first).ok_or(FramingError::BadLength)?;
+    let length = number(first.as_bytes()).ok_or(FramingError::BadLength)?;
     let mut several = false;
     for other in lengths {
         several = true;
-        if number(other).ok_or(FramingError::BadLength)? != length {
+        if number(other.as_bytes()).ok_or(FramingError::BadLength)? != length {
             return Err(FramingError::LengthsDiffer);
         }
     }
@@ -121,8 +121,7 @@ fn declared(version: Version, headers: &mut HeaderMap, survey: Survey) -> Result
 }
 
 /// Digits only: no sign, no list, no space.
-fn number(value: &HeaderValue) -> Option<u64> {
-    let digits = value.as_bytes();
+pub(super) fn number(digits: &[u8]) -> Option<u64> {
     let step = |sum: u64, byte: &u8| {
         let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
         sum.checked_mul(10)?.checked_add(digit)

@@ -12,7 +12,7 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::fields::Span;
-use super::framing::BodyLength;
+use super::framing::{BodyLength, number};
 
 /// Most runs of lines that are passed on together. A head has one more than it has lines between them that are left out.
 const RUNS: usize = 5;
@@ -205,13 +205,4 @@ pub fn idle_limit(value: &[u8]) -> Option<Duration> {
 /// By length and first letter, in either case.
 fn bit(name: &[u8]) -> u64 {
     1 << ((name.len() ^ usize::from(name.first().unwrap_or(&0) | 0x20)) % 64)
-}
-
-/// Digits only.
-fn number(digits: &[u8]) -> Option<u64> {
-    let step = |sum: u64, byte: &u8| {
-        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
-        sum.checked_mul(10)?.checked_add(digit)
-    };
-    if digits.is_empty() { None } else { digits.iter().try_fold(0, step) }
 }

@@ -105,7 +105,7 @@ impl Output {
                 }
                 _ => {}
             }
-            line(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+            encode::field(out, name, value.as_bytes());
         }
         if let Some(added) = head.added {
             added.write(out);
@@ -114,8 +114,9 @@ impl Output {
             // A length of nothing is sent on, but not made up: most requests have no body, and none that says so.
             Framing::Length(0) if !length => {}
             Framing::Length(bytes) => {
-                let mut digits = [0; 20];
-                line(out, &[b"content-length: ", decimal(bytes, &mut digits), b"\r\n"]);
+                out.extend_from_slice(b"content-length: ");
+                encode::decimal(out, bytes);
+                out.extend_from_slice(b"\r\n");
             }
             Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         }
@@ -290,18 +291,4 @@ fn line(out: &mut Vec<u8>, parts: &[&[u8]]) {
     for part in parts {
         out.extend_from_slice(part);
     }
-}
-
-/// A number's digits.
-fn decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
-    let mut first = digits.len();
-    for place in digits.iter_mut().rev() {
-        *place = b'0' + (number % 10) as u8;
-        number /= 10;
-        first -= 1;
-        if number == 0 {
-            break;
-        }
-    }
-    digits.get(first..).unwrap_or_default()
 }
