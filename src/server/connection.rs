@@ -23,6 +23,7 @@ use crate::http::Connection;
 use crate::http::clock::{Clock, ConnectionTimeouts, Phase};
 use crate::http::connection::{ConnectionState, Link};
 use crate::http::incoming::Incoming;
+use crate::http::socket::Socket;
 use crate::http::watched::{End, Watched};
 use crate::server::h1::{Http1, Served};
 use crate::server::io::{ClientIo, Transport};
@@ -131,8 +132,10 @@ async fn establish(
         Some(limit) => Some(per_ip.count(connection.peer.ip(), limit).ok_or(None)?),
         None => None,
     };
-    let Some(tls) = &spec.tls else { return Ok(Established { transport: Transport::Plain(tcp), connection, h2: None, counted }) };
-    let accepted = within(deadline, TlsAcceptor::from(Arc::clone(tls.config())).accept(tcp)).await;
+    let Some(tls) = &spec.tls else {
+        return Ok(Established { transport: Transport::Plain(Socket::new(tcp)), connection, h2: None, counted });
+    };
+    let accepted = within(deadline, TlsAcceptor::from(Arc::clone(tls.config())).accept(Socket::new(tcp))).await;
     let stream = match accepted {
         Some(Ok(stream)) => stream,
         Some(Err(error)) => {

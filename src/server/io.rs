@@ -9,12 +9,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
 
 use crate::http::clock::Phase;
 use crate::http::connection::ConnectionState;
+use crate::http::socket::Socket;
 use crate::server::frames::Frames;
 use crate::telemetry::metrics::ListenerMetrics;
 
@@ -27,16 +27,16 @@ const LINGER_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub enum Transport {
     /// Clear text.
-    Plain(TcpStream),
+    Plain(Socket),
     /// TLS.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 impl Transport {
-    fn tcp(&self) -> &TcpStream {
+    fn tcp(&self) -> &tokio::net::TcpStream {
         match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
+            Self::Plain(socket) => socket.tcp(),
+            Self::Tls(tls) => tls.get_ref().0.tcp(),
         }
     }
 }
