@@ -41,6 +41,7 @@ mod normalisation;
 mod outside;
 mod panics;
 mod pools;
+mod profile;
 mod proxy_protocol;
 mod proxying;
 mod rate_limit;
