@@ -1,4 +1,5 @@
-//! A future beside a [`Clock`]: one sleep, armed for the earliest thing that could be over.
+//! A future beside a [`Clock`]: one sleep, armed for the earliest thing that could be over. Who is likely to be gone before anything is
+//! may put it off.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,9 +17,12 @@ pin_project! {
         #[pin]
         future: F,
         clock: C,
+        // Made when there is something to wait for.
         #[pin]
-        sleep: Sleep,
+        sleep: Option<Sleep>,
         armed: u64,
+        // No timer is armed for what is over after this.
+        put_off: u64,
         // Whom the sleep wakes.
         waker: Option<Waker>,
     }
@@ -36,8 +40,17 @@ pub enum End<T> {
 impl<F, C: AsRef<Clock>> Watched<F, C> {
     /// Watches `future`.
     pub fn new(future: F, clock: C) -> Self {
-        let armed = clock.as_ref().earliest();
-        Self { future, clock, sleep: tokio::time::sleep_until(instant(armed).into()), armed, waker: None }
+        Self { future, clock, sleep: None, armed: 0, put_off: u64::MAX, waker: None }
+    }
+    /// Puts off to arm a timer for what is over later than `span` from now, until [`Self::settle`].
+    #[must_use]
+    pub fn put_off(mut self, span: Duration) -> Self {
+        self.put_off = nanos(Instant::now() + span);
+        self
+    }
+    /// Puts nothing off any more, from the next poll on.
+    pub fn settle(self: Pin<&mut Self>) {
+        *self.project().put_off = u64::MAX;
     }
     /// The future itself.
     pub fn inner(self: Pin<&mut Self>) -> Pin<&mut F> {
@@ -62,14 +75,22 @@ impl<F: Future, C: AsRef<Clock>> Future for Watched<F, C> {
             }
             let clock = this.clock.as_ref();
             let earliest = clock.earliest();
+            if this.sleep.is_none() {
+                if earliest > *this.put_off {
+                    return Poll::Pending;
+                }
+                *this.armed = earliest;
+                this.sleep.set(Some(tokio::time::sleep_until(instant(earliest).into())));
+            }
+            let Some(mut sleep) = this.sleep.as_mut().as_pin_mut() else { return Poll::Pending };
             if earliest < *this.armed {
                 *this.armed = earliest;
-                this.sleep.as_mut().reset(instant(earliest).into());
-            } else if !this.sleep.is_elapsed() && this.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                sleep.as_mut().reset(instant(earliest).into());
+            } else if !sleep.is_elapsed() && this.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 // It would only be told once more whom to wake, several times a request.
                 return Poll::Pending;
             }
-            if this.sleep.as_mut().poll(cx).is_pending() {
+            if sleep.as_mut().poll(cx).is_pending() {
                 *this.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
@@ -79,8 +100,8 @@ impl<F: Future, C: AsRef<Clock>> Future for Watched<F, C> {
                 Verdict::Close => return Poll::Ready(End::Cut(clock.phase())),
             };
             *this.armed = wait;
-            this.sleep.as_mut().reset(instant(wait).into());
-            if !again && this.sleep.as_mut().poll(cx).is_pending() {
+            sleep.as_mut().reset(instant(wait).into());
+            if !again && sleep.as_mut().poll(cx).is_pending() {
                 *this.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }

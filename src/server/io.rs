@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
@@ -14,8 +14,9 @@ use tokio_rustls::server::TlsStream;
 
 use crate::http::clock::Phase;
 use crate::http::connection::ConnectionState;
-use crate::http::socket::Socket;
+use crate::http::socket;
 use crate::server::frames::Frames;
+use crate::server::socket::Socket;
 use crate::telemetry::metrics::ListenerMetrics;
 
 /// Up to this many bytes are joined into one write.
@@ -29,14 +30,15 @@ pub enum Transport {
     /// Clear text.
     Plain(Socket),
     /// TLS.
-    Tls(Box<TlsStream<Socket>>),
+    Tls(Box<TlsStream<socket::Socket>>),
 }
 
 impl Transport {
-    fn tcp(&self) -> &tokio::net::TcpStream {
+    /// Makes closing it a reset.
+    fn reset_on_close(&self) -> io::Result<()> {
         match self {
-            Self::Plain(socket) => socket.tcp(),
-            Self::Tls(tls) => tls.get_ref().0.tcp(),
+            Self::Plain(tcp) => tcp.reset_on_close(),
+            Self::Tls(tls) => socket2::SockRef::from(tls.get_ref().0.tcp()).set_linger(Some(Duration::ZERO)),
         }
     }
 }
@@ -255,7 +257,7 @@ impl Drop for ClientIo {
     fn drop(&mut self) {
         if self.state.abort.load(Relaxed) {
             // Failing to arm the reset leaves an ordinary close, which HTTP/1.1 clients see as incomplete too.
-            let _ = socket2::SockRef::from(self.transport.tcp()).set_linger(Some(std::time::Duration::ZERO));
+            let _ = self.transport.reset_on_close();
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod support;
 
+mod accept;
 mod access_log;
 mod admin;
 mod aggregate;
