@@ -1,8 +1,6 @@
 //! One client connection from its first byte to its last: PROXY header, TLS, HTTP version, then requests.
 
-use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream as Unwatched};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -11,44 +9,30 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use arc_swap::Guard;
-use http::{Request, Response};
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
 
-use crate::gateway::answer::ResponseBody;
 use crate::gateway::snapshot::ListenerSpec;
-use crate::gateway::{Ending, Inbound, Snapshot, handle};
+use crate::gateway::{Ending, Inbound, Snapshot};
 use crate::http::Connection;
 use crate::http::clock::{Clock, ConnectionTimeouts, Phase};
 use crate::http::connection::{ConnectionState, Link};
-use crate::http::incoming::Incoming;
 use crate::http::socket::Socket;
 use crate::http::watched::{End, Watched};
 use crate::server::h1::{Http1, Served};
+use crate::server::http2::Http2;
 use crate::server::io::{ClientIo, Transport};
 use crate::server::listener::{Listener, Stage};
 use crate::server::per_ip::{Counted, PerIp};
 use crate::server::proxy_protocol;
 use crate::server::roster::SETTLED;
 use crate::server::seats::Accepted;
-use crate::server::streams::{StreamExecutor, Streams};
+use crate::server::streams::Streams;
 use crate::server::worker::{Open, State};
 use crate::telemetry::metrics::ConnectionError;
 use crate::tls::{Alpn, client_certificate, negotiated, tls_version_word};
 
-/// HTTP/2 windows: a slow reader stops the upstream at about this much.
-const STREAM_WINDOW: u32 = 64 << 10;
-/// The windows of all streams together have room in that of the connection: else uploads that wait for a slow upstream would stop the others.
-const LEAST_CONNECTION_WINDOW: u32 = 1 << 20;
-const MAX_WINDOW: u32 = (1 << 31) - 1;
-/// Bytes of one stream that wait to be written.
-const SEND_BUFFER: usize = 64 << 10;
-/// The protocol library's own limit on heads is the backstop behind ours, which answers with a body.
-const BACKSTOP: usize = 2;
 /// How long an HTTP/2 connection may take to end after GOAWAY when it was idle.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// The same for one that floods: just long enough to write it.
@@ -301,36 +285,16 @@ impl Session {
         self.state.snapshot.load()
     }
 
+    /// How often an HTTP/2 client is pinged.
+    pub(super) fn ping(&self) -> Duration {
+        self.state.shared.http2_ping
+    }
+
     async fn run_h2(&self, io: ClientIo, clock: Arc<Clock>, timeouts: ConnectionTimeouts) {
         let flood = Arc::new(Notify::new());
         let io = io.h2(Arc::clone(&flood));
         let streams = Streams::of(&clock);
-        let service = service_fn(|request: Request<hyper::body::Incoming>| {
-            let clock = Arc::new(Clock::new(Phase::Request, Instant::now(), timeouts));
-            streams.expect(Arc::clone(&clock));
-            let inbound = self.inbound(Link::Http2(clock));
-            streams.clock().set_timeouts(inbound.snapshot.timeouts);
-            // Boxed before hyper hands it on by value several times, and gone once the head is out, however long the body goes on.
-            Box::pin(async move {
-                Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request.map(Incoming::Http2)).await.into_response())
-            })
-        });
-        let snapshot = self.state.snapshot.load_full();
-        let mut builder = http2::Builder::new(StreamExecutor::new(&streams));
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(snapshot.max_streams)
-            // The library's twenty are less than a browser cancels when a page is left; floods have a budget of their own (`Frames`).
-            .max_pending_accept_reset_streams(usize::try_from(snapshot.max_streams).unwrap_or(usize::MAX))
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(snapshot.max_streams.saturating_mul(STREAM_WINDOW).clamp(LEAST_CONNECTION_WINDOW, MAX_WINDOW))
-            .max_send_buf_size(SEND_BUFFER)
-            .max_header_list_size(u32::try_from(snapshot.max_header_size.saturating_mul(BACKSTOP)).unwrap_or(u32::MAX))
-            .keep_alive_interval(self.state.shared.http2_ping)
-            .keep_alive_timeout(self.state.shared.http2_ping / 2)
-            .enable_connect_protocol();
-        drop(snapshot);
-        let mut watched = pin!(Watched::new(builder.serve_connection(TokioIo::new(io), service), Arc::clone(&clock)));
+        let mut watched = pin!(Watched::new(Http2::new(self, io, &streams, timeouts), Arc::clone(&clock)));
         let (mut stages, mut identity) = (self.stages(), self.listener().identity(self.superseded));
         let end = loop {
             tokio::select! {
@@ -338,10 +302,10 @@ impl Session {
                 end = &mut watched => break Some(end),
                 () = flood.notified() => break None,
                 // Who stays for weeks would never see a renewed certificate. Streams finish; those that cross the GOAWAY are still taken.
-                Ok(()) = identity.changed() => watched.as_mut().inner().graceful_shutdown(),
+                Ok(()) = identity.changed() => watched.as_mut().inner().leave(),
                 stage = next_stage(&mut stages) => match stage {
                     Stage::Serving => {}
-                    Stage::Draining | Stage::Closing => watched.as_mut().inner().graceful_shutdown(),
+                    Stage::Draining | Stage::Closing => watched.as_mut().inner().leave(),
                     Stage::Cut => {
                         if streams.has_tunnels() {
                             // Tunnels say goodbye to both sides through this connection.
@@ -356,13 +320,13 @@ impl Session {
             Some(End::Cut(Phase::Head)) => self.listener().metrics.connection_error(self.worker, ConnectionError::HeaderTimeout),
             Some(End::Cut(_)) => {
                 // GOAWAY, so that the client knows that nothing it sends now is taken.
-                watched.as_mut().inner().graceful_shutdown();
+                watched.as_mut().inner().leave();
                 let _ = tokio::time::timeout(GOODBYE, watched.as_mut().inner()).await;
             }
             Some(End::Done(Err(error))) => {
                 tracing::debug!(%error, "HTTP/2 connection failed");
-                // A client that answers no ping is gone, not wrong.
-                if !closed_by_peer(&error) && !error.is_timeout() {
+                // Who only went away has done nothing wrong.
+                if !(error.is_io() || error.is_remote()) {
                     self.listener().metrics.connection_error(self.worker, ConnectionError::BadRequest);
                 }
             }
@@ -370,7 +334,7 @@ impl Session {
             None => {
                 tracing::debug!(peer = %self.connection.peer, "an HTTP/2 client floods");
                 self.listener().metrics.connection_error(self.worker, ConnectionError::BadRequest);
-                watched.as_mut().inner().graceful_shutdown();
+                watched.as_mut().inner().leave();
                 let _ = tokio::time::timeout(DISMISSAL, watched.as_mut().inner()).await;
             }
         }
@@ -383,19 +347,4 @@ async fn next_stage(stages: &mut watch::Receiver<Stage>) -> Stage {
         Ok(()) => *stages.borrow_and_update(),
         Err(_) => std::future::pending().await,
     }
-}
-
-/// Whether an HTTP/2 connection ended because the client went away, which is no error of anyone.
-fn closed_by_peer(error: &hyper::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(h2) = error.downcast_ref::<h2::Error>() {
-            return h2.is_io() || h2.is_remote();
-        }
-        if error.downcast_ref::<io::Error>().is_some() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }

@@ -207,7 +207,7 @@ impl<'a> Http1<'a> {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
-        inbound.upgrading = Some(Upgrading::Http1(receiver));
+        inbound.upgrading = Some(Upgrading(receiver));
         Some(sender)
     }
 

@@ -4,7 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -67,11 +67,14 @@ struct Guard {
     /// Rings when the client floods; from then on nothing it sends is read.
     flood: Arc<Notify>,
     deaf: bool,
+    /// Counts what the client sends, all of it: signs of life.
+    heard: Arc<AtomicU64>,
 }
 
 impl Guard {
     /// Bytes came in: minds `timeouts.header` while the client owes the rest of a head.
     fn received(&mut self, bytes: &[u8], state: &ConnectionState) {
+        self.heard.store(self.heard.load(Relaxed).wrapping_add(bytes.len() as u64), Relaxed);
         if !self.frames.advance(bytes) {
             self.deaf = true;
             self.flood.notify_one();
@@ -103,8 +106,13 @@ impl ClientIo {
 
     /// The same for a client that speaks HTTP/2; `flood` rings when it sends more than it may.
     pub fn h2(mut self, flood: Arc<Notify>) -> Self {
-        self.guard = Some(Guard { frames: Frames::new(Instant::now()), flood, deaf: false });
+        self.guard = Some(Guard { frames: Frames::new(Instant::now()), flood, deaf: false, heard: Arc::default() });
         self
+    }
+
+    /// Grows as an HTTP/2 client sends.
+    pub fn heard(&self) -> Arc<AtomicU64> {
+        self.guard.as_ref().map(|guard| Arc::clone(&guard.heard)).unwrap_or_default()
     }
 
     /// Gives back what was read too far: it is read again first.

@@ -16,6 +16,7 @@ pub mod worker;
 mod apply;
 mod control;
 mod h1;
+mod http2;
 use crate::config::Config;
 use crate::config::load::Source;
 use crate::config::problem::Report;

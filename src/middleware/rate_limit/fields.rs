@@ -8,6 +8,7 @@ use super::Limit;
 use super::gcra::Standing;
 use crate::error::{Reason, Refusal};
 use crate::http::exchange::{Exchange, RateFields};
+use crate::http::headers::unindexed;
 
 /// Registered for draft-ietf-httpapi-ratelimit-headers.
 const PROBLEM_TYPE: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
@@ -107,7 +108,7 @@ impl Tally {
         let written = &buffer[..buffer.len() - free];
         // Names are checked at load, so it does fit.
         if let (true, Ok(value)) = (fits, HeaderValue::from_bytes(written)) {
-            ex.rate_fields = Some(RateFields { policy: policy.clone(), limit: value, unanswered: self.unanswered });
+            ex.rate_fields = Some(RateFields { policy: policy.clone(), limit: unindexed(value), unanswered: self.unanswered });
         }
     }
 
