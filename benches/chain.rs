@@ -20,7 +20,7 @@ use jsonwebtoken::{EncodingKey, Header, encode};
 use tollgate::config::load::{Source, load};
 use tollgate::gateway::route::Route;
 use tollgate::gateway::{Shared, compile};
-use tollgate::http::headers::{Forwarding, Survey, remove_hop_by_hop, set_forwarded};
+use tollgate::http::headers::{Fields, Forwarding, Survey, remove_hop_by_hop, set_forwarded};
 use tollgate::http::{Connection, Exchange, Host, Params, Scheme};
 use tollgate::middleware::rate_limit::Decision;
 
@@ -218,10 +218,7 @@ fn main() {
             way_in(&route, ex, headers);
             route.headers.response(ex, response, false);
             cors.apply(headers.get(ORIGIN), response);
-            if let Some(fields) = &ex.rate_fields {
-                response.insert("ratelimit-policy", fields.policy.clone());
-                response.insert("ratelimit", fields.limit.clone());
-            }
+            route.limits.as_ref().unwrap().fields(ex, |name, value| Fields::set(response, name, value));
         },
     );
     assert!(request.contains_key(AUTHORIZATION) && !response.contains_key(VARY));

@@ -1,6 +1,5 @@
 //! From a request head to a response: the checks that come before any route is known, the route's chain, and the way back.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -8,12 +7,12 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, ORIGIN, REFERER, TRAILER, USER_AGENT};
+use http::header::{ALLOW, CONNECTION, ORIGIN, TRAILER};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, request, response};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, request, response};
 use http_body::Body;
 
 use crate::error::{Reason, Refusal};
@@ -36,6 +35,7 @@ use crate::middleware::cors::preflight_method;
 use crate::router::{Outcome, Query};
 use crate::telemetry::access_log::Entry;
 use crate::telemetry::events;
+use crate::telemetry::time::since_1970;
 
 /// Methods that `Allow` names where CONNECT or TRACE was asked for.
 pub(super) const ALL_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
@@ -171,18 +171,10 @@ fn internal_error(snapshot: &Snapshot) -> Answered {
     Answered::unaccounted(parts, bytes)
 }
 
-/// Milliseconds since 1970. The second clock is read once in a second; between, the first one tells how far it has gone.
+/// Milliseconds since 1970.
 fn unix_ms(now: Instant) -> u64 {
-    thread_local! {
-        static READ: Cell<Option<(Instant, u64)>> = const { Cell::new(None) };
-    }
-    let since = |read: Instant| u64::try_from(now.saturating_duration_since(read).as_millis()).unwrap_or(u64::MAX);
-    if let Some((read, unix)) = READ.get().filter(|(read, _)| since(*read) < 1000) {
-        return unix.saturating_add(since(read));
-    }
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
-    READ.set(Some((now, unix)));
-    unix
+    let unix = since_1970(now);
+    unix.as_secs().saturating_mul(1000).saturating_add(u64::from(unix.subsec_millis()))
 }
 
 async fn answer(inbound: Taken<'_>, request: Request<Incoming>) -> Answered {
@@ -257,39 +249,7 @@ fn exchange(
 
 /// What accounts for the request from now on.
 fn finish(snapshot: &Arc<View>, link: &Link, ex: &Exchange, head: &request::Parts) -> Finish {
-    let entry = snapshot.access_log.enabled().then(|| {
-        Box::new(Entry {
-            time: SystemTime::now(),
-            request_id: ex.request_id.clone(),
-            client_ip: ex.client_ip,
-            peer: ex.connection.peer,
-            method: ex.method.clone(),
-            scheme: ex.scheme,
-            host: head.headers.get(http::header::HOST).cloned(),
-            target: ex.target.clone(),
-            protocol: ex.version,
-            status: 0,
-            reason: None,
-            route: None,
-            user: None,
-            auth_error: None,
-            rate_limit: None,
-            upstream: None,
-            endpoint: None,
-            attempts: 0,
-            duration: std::time::Duration::ZERO,
-            upstream_time: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            complete: false,
-            parts: None,
-            grpc_status: None,
-            tls: ex.connection.tls_version,
-            user_agent: head.headers.get(USER_AGENT).cloned(),
-            referer: head.headers.get(REFERER).cloned(),
-            secret_query: Arc::clone(&snapshot.secret_query),
-        })
-    });
+    let entry = snapshot.access_log.enabled().then(|| Box::new(Entry::begin(ex, &head.headers, snapshot.secret_query.clone())));
     Finish {
         worker: ex.worker,
         snapshot: Arc::clone(snapshot),
@@ -327,7 +287,11 @@ async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, mut head: request::P
     let preflight = preflight_method(&ex.method, &head.headers).and_then(|asked| Method::from_bytes(asked.as_bytes()).ok());
     // Sent twice it is nobody's.
     if cx.seen.origin() {
-        cx.origin = head.headers.get(ORIGIN).filter(|_| head.headers.get_all(ORIGIN).iter().nth(1).is_none()).cloned();
+        let mut lines = head.headers.get_all(ORIGIN).iter();
+        cx.origin = match (lines.next(), lines.next()) {
+            (Some(origin), None) => Some(origin.clone()),
+            _ => None,
+        };
     }
     // An extended CONNECT for a WebSocket is routed as the GET it stands for.
     let method = if cx.websocket.is_some() { Method::GET } else { ex.method.clone() };
@@ -398,9 +362,10 @@ async fn complete(ex: &mut Exchange, cx: &mut Context<'_>, outcome: Result<Answe
         Scope::Fallback => cx.snapshot.fallback.finish_response(ex, cx.origin.as_ref(), answer.headers()),
         Scope::Route(route) => route.finish_response(ex, cx, &mut answer),
     }
-    if let Some(fields) = &ex.rate_fields {
-        answer.set(HeaderName::from_static("ratelimit-policy"), fields.policy.clone());
-        answer.set(HeaderName::from_static("ratelimit"), fields.limit.clone());
+    if let Scope::Route(route) = &scope
+        && let Some(limits) = &route.limits
+    {
+        limits.fields(ex, |name, value| answer.set(name, value));
     }
     if let Some(name) = &cx.snapshot.request_id {
         answer.set_id(name, std::mem::replace(&mut ex.request_id, HeaderValue::from_static("")));

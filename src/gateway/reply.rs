@@ -5,6 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, response};
 
 use crate::gateway::answer::{ResponseBody, Source};
 use crate::http::h1::Lines;
+use crate::http::headers::{FieldValue, Fields};
 
 /// An answer before the fields that every response gets.
 pub struct Answer {
@@ -35,9 +36,17 @@ impl Answer {
         &mut self.parts.headers
     }
 
+    /// The lines, if all fields are there.
+    pub(super) fn all_lines(&mut self) -> Option<&mut Lines> {
+        self.lines.as_deref_mut().filter(|_| self.parts.headers.is_empty())
+    }
+
     /// Sets a field.
-    pub(super) fn set(&mut self, name: HeaderName, value: HeaderValue) {
-        if self.has_line(&name) { self.headers() } else { &mut self.parts.headers }.insert(name, value);
+    pub(super) fn set(&mut self, name: &HeaderName, value: FieldValue<'_>) {
+        match self.all_lines() {
+            Some(lines) => lines.set(name, value),
+            None => self.headers().set(name, value),
+        }
     }
 
     /// Sets the request id, which is in the field `name`.
@@ -50,7 +59,7 @@ impl Answer {
     }
 
     fn has_line(&self, name: &HeaderName) -> bool {
-        self.lines.as_ref().is_some_and(|lines| lines.contains(name.as_str()))
+        self.lines.as_ref().is_some_and(|lines| lines.has(name))
     }
 
     /// A 204.

@@ -1,11 +1,11 @@
 //! One route, compiled, and the chain that every request on it passes: [`Route::run`] is the order, from top to bottom.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_LENGTH, TRAILER};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::error::{Reason, Refusal};
 use crate::gateway::handle::{Context, CorsFields};
@@ -13,8 +13,9 @@ use crate::gateway::mirror::MirrorTarget;
 use crate::gateway::reply::Answer;
 use crate::gateway::target::{Outgoing, Target, UpstreamHandle};
 use crate::http::Exchange;
-use crate::http::headers::{Added, Forwarding, set_forwarded};
-use crate::middleware::auth::AuthChain;
+use crate::http::h1::Made;
+use crate::http::headers::{Added, Beside, Fields, Forwarding, Usual, set_forwarded};
+use crate::middleware::auth::{AuthChain, Spent};
 use crate::middleware::cors::Cors;
 use crate::middleware::headers::HeaderRules;
 use crate::middleware::ip_rules::IpRules;
@@ -88,17 +89,20 @@ impl Route {
             Target::Aggregate(aggregate) => Some(aggregate.pick(&headers)),
             Target::Proxy(_) | Target::Split(_) | Target::Respond(_) | Target::Redirect(_) => None,
         };
+        // Whether it is no longer the time at which the request came.
+        let mut late = false;
         // Before auth, so that guessing credentials is limited.
         if let Some(limits) = &self.limits {
-            decide(limits.check_address(ex, &headers, ex.started), ex).await?;
+            late |= decide(limits.check_address(ex, &headers, ex.started), ex).await?;
         }
         let credential = match &self.auth {
             Some(auth) => Some(auth.check(ex, &headers).await?),
             None => None,
         };
+        late |= credential.as_ref().is_some_and(Spent::took_time);
         // After auth, since the identity is known now; `global` last, so that refused requests do not eat the shared quota.
         if let Some(limits) = &self.limits {
-            decide(limits.check_identity(ex, &headers, ex.started), ex).await?;
+            late |= decide(limits.check_identity(ex, &headers, ex.started), ex).await?;
         }
         // Only now, since limits may count by the credential; and before anything else can see the request.
         if let Some(credential) = credential {
@@ -108,11 +112,12 @@ impl Route {
         for own in cx.snapshot.middleware.iter() {
             own.request(&self.name, ex, &mut headers)?;
         }
+        let begun = if late { Instant::now() } else { ex.started };
         let outgoing = match &self.target {
             Target::Respond(respond) => return Ok(Answer::full(respond.respond(ex))),
             Target::Redirect(redirect) => return redirect.respond(ex).map(Answer::full),
-            Target::Aggregate(aggregate) => Outgoing { target: None, headers: picked.unwrap_or_else(|| aggregate.pick(&headers)) },
-            Target::Proxy(_) | Target::Split(_) => Outgoing { target: self.rewritten(ex)?, headers },
+            Target::Aggregate(aggregate) => Outgoing { target: None, headers: picked.unwrap_or_else(|| aggregate.pick(&headers)), begun },
+            Target::Proxy(_) | Target::Split(_) => Outgoing { target: self.rewritten(ex)?, headers, begun },
         };
         // Last, so that rules and balancing see exactly what the target gets.
         self.send(ex, cx, outgoing).await
@@ -135,70 +140,118 @@ impl Route {
         }
     }
 
-    /// What is written beside the request's fields instead of into their map, where nobody on the way to `handle` looks at them.
-    pub(super) fn added<'a>(&self, handle: &UpstreamHandle, ex: &'a Exchange, cx: &Context<'a>) -> Option<Added<'a>> {
-        let alone = !self.headers.change_requests()
-            && self.mirror.is_none()
+    /// Whether nobody on the way to `handle` looks at the fields that are added to a request, so that they are written beside its map.
+    fn adds_apart(&self, handle: &UpstreamHandle, cx: &Context<'_>) -> bool {
+        self.mirror.is_none()
             && !cx.trusted
-            && ex.identity.is_none()
+            && !cx.grpc
+            && cx.grpc_web.is_none()
             && cx.websocket.is_none()
             && cx.trailer.is_none()
             && !handle.may_speak_h2()
-            && handle.upstream.hash_selectors().is_empty();
-        let id = || cx.snapshot.request_id.as_ref().map(|name| (name, &ex.request_id));
-        alone.then(|| Added { forwarding: forwarding(ex, cx), id: id() })
+            && handle.upstream.hash_selectors().is_empty()
     }
 
-    /// Forwarded fields, identity, request id and header rules.
-    pub(super) fn prepare(&self, ex: &Exchange, cx: &Context<'_>, headers: &mut HeaderMap) {
-        let snapshot = cx.snapshot;
-        set_forwarded(headers, &forwarding(ex, cx));
+    /// Forwarded fields, identity, request id and header rules: in `headers`, or for `handle` beside them.
+    pub(super) fn prepare(&self, ex: &Exchange, cx: &Context<'_>, handle: Option<&UpstreamHandle>, headers: &mut HeaderMap) -> Apart {
+        let id = cx.snapshot.request_id.as_ref().map(|name| (name, &ex.request_id));
+        if !handle.is_some_and(|handle| self.adds_apart(handle, cx)) {
+            set_forwarded(headers, &forwarding(ex, cx));
+            self.add(ex, id, headers);
+            if let Some(trailer) = &cx.trailer {
+                headers.insert(TRAILER, trailer.clone());
+            }
+            return Apart::Nothing;
+        }
+        let forwards = ex.identity.as_ref().is_some_and(|identity| !identity.forward.is_empty());
+        if !self.headers.change_requests() && !forwards {
+            Usual { forwarding: forwarding(ex, cx), id }.make_room(headers);
+            return Apart::Usual;
+        }
+        let usual = Usual { forwarding: forwarding(ex, cx), id: None };
+        usual.make_room(headers);
+        let mut made = Made::default();
+        usual.put(&mut made);
+        let mut beside = Beside::new(headers, made);
+        self.add(ex, id, &mut beside);
+        Apart::Made(beside.made())
+    }
+
+    /// What rules can change that comes behind the forwarded fields.
+    fn add(&self, ex: &Exchange, id: Option<(&HeaderName, &HeaderValue)>, fields: &mut impl Fields) {
         if let Some(identity) = &ex.identity {
             for (name, value) in &identity.forward {
-                headers.insert(name.clone(), value.clone());
+                fields.set(name, value.into());
             }
         }
-        if let Some(name) = &snapshot.request_id {
-            headers.insert(name.clone(), ex.request_id.clone());
+        if let Some((name, id)) = id {
+            fields.set(name, id.into());
         }
-        self.headers.request(ex, headers);
-        if let Some(trailer) = &cx.trailer {
-            headers.insert(TRAILER, trailer.clone());
+        self.headers.request(ex, fields);
+    }
+
+    /// What is written beside the map: made of the request where that is all there is to it.
+    pub(super) fn added<'a>(&self, apart: Apart, ex: &'a Exchange, cx: &Context<'a>) -> Option<Added<'a>> {
+        match apart {
+            Apart::Nothing => None,
+            Apart::Usual => {
+                let id = cx.snapshot.request_id.as_ref().map(|name| (name, &ex.request_id));
+                Some(Added::Usual(Usual { forwarding: forwarding(ex, cx), id }))
+            }
+            Apart::Made(made) => Some(Added::Made(made)),
         }
     }
 
     /// The fields that the route puts on every response, the gateway's own included. CORS comes last, so that no rule breaks it.
     pub fn finish_response(&self, ex: &Exchange, cx: &mut Context<'_>, answer: &mut Answer) {
         if self.headers.change_responses() {
-            self.headers.response(ex, answer.headers(), ex.scheme == crate::http::Scheme::Https);
+            let https = ex.scheme == crate::http::Scheme::Https;
+            match answer.all_lines() {
+                Some(lines) => self.headers.response(ex, lines, https),
+                None => self.headers.response(ex, answer.headers(), https),
+            }
         }
         for own in cx.snapshot.middleware.iter().rev() {
             let status = answer.parts.status;
             own.response(&self.name, ex, status, answer.headers());
         }
         match (&self.cors, std::mem::take(&mut cx.cors)) {
-            (Some(cors), CorsFields::Ordinary) => cors.apply(cx.origin.as_ref(), answer.headers()),
+            (Some(cors), CorsFields::Ordinary) => match answer.all_lines() {
+                Some(lines) => cors.apply(cx.origin.as_ref(), lines),
+                None => cors.apply(cx.origin.as_ref(), answer.headers()),
+            },
             (_, CorsFields::Preflight(fields)) => Cors::apply_preflight(fields, answer.headers()),
             (_, CorsFields::Withheld) | (None, CorsFields::Ordinary) => {}
         }
     }
 
-    /// Whether nothing that [`Route::finish_response`] does looks at the fields of an upstream's response, so that they can go to the client
-    /// as they came.
-    pub(super) fn leaves_response_alone(&self, cx: &Context<'_>) -> bool {
-        !self.headers.change_responses() && self.cors.is_none() && cx.snapshot.middleware.is_empty() && cx.link.http1().is_some()
+    /// Whether nobody needs the fields of an upstream's response as a map, so that they can go to the client as the lines they came in: HTTP/2
+    /// does, and so do a library user's own steps.
+    pub(super) fn takes_lines(&self, cx: &Context<'_>) -> bool {
+        cx.snapshot.middleware.is_empty() && cx.link.http1().is_some()
     }
+}
+
+/// What of a request's fields is not in its map.
+pub(super) enum Apart {
+    /// Nothing.
+    Nothing,
+    /// What every request gets; written when it is needed.
+    Usual,
+    /// These lines.
+    Made(Made),
 }
 
 fn forwarding<'a>(ex: &'a Exchange, cx: &Context<'_>) -> Forwarding<'a> {
     Forwarding { peer: ex.connection.peer.ip(), trusted: cx.trusted, scheme: ex.scheme, host: ex.host.authority.as_ref() }
 }
 
-async fn decide(decision: Decision, ex: &mut Exchange) -> Result<(), Box<Refusal>> {
+/// Whether it took time to decide.
+async fn decide(decision: Decision, ex: &mut Exchange) -> Result<bool, Box<Refusal>> {
     match decision {
-        Decision::Pass => Ok(()),
+        Decision::Pass => Ok(false),
         Decision::Refused(refusal) => Err(refusal),
-        Decision::Remote(pending) => Box::pin(pending.finish(ex)).await,
+        Decision::Remote(pending) => Box::pin(pending.finish(ex)).await.map(|()| true),
     }
 }
 

@@ -95,7 +95,7 @@ pub struct Snapshot {
     /// Where clients connect.
     pub listeners: Vec<ListenerSpec>,
     /// Query parameters that carry credentials.
-    pub secret_query: Arc<[String]>,
+    pub secret_query: Option<Arc<[String]>>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// Metrics of requests without a route.
@@ -261,7 +261,8 @@ impl Compiler<'_> {
             routes,
             fallback,
             upstreams,
-            secret_query: authenticators.secret_query_names().map(str::to_owned).collect(),
+            secret_query: Some(authenticators.secret_query_names().map(str::to_owned).collect())
+                .filter(|names: &Arc<[String]>| !names.is_empty()),
             authenticators,
             stores,
             trusted,

@@ -15,10 +15,10 @@ use crate::gateway::answer::{Adapted, Cut, Source};
 use crate::gateway::deadline::DeadlineBody;
 use crate::gateway::handle::Context;
 use crate::gateway::reply::Answer;
-use crate::gateway::route::Route;
+use crate::gateway::route::{Apart, Route};
 use crate::gateway::tunnel;
 use crate::http::body::{BodyFailure, BoxedBody, ClientBody};
-use crate::http::headers::{Survey, join_cookies, remove_hop_by_hop};
+use crate::http::headers::{Fields, Survey, join_cookies, remove_hop_by_hop};
 use crate::http::selector::selector_value;
 use crate::http::{Exchange, grpc, grpc_web};
 use crate::targets::aggregate::{Aggregate, CallFailure, Caller, PartRequest, PartResponse};
@@ -33,7 +33,7 @@ use crate::upstream::body::UpstreamBody;
 use crate::upstream::call::{Call, CallBody, Limit, Trace};
 use crate::upstream::client::send;
 use crate::upstream::failure::Failure;
-use crate::upstream::retry::{RetryPolicy, idempotent};
+use crate::upstream::retry::{IDEMPOTENCY_KEY, RetryPolicy, idempotent};
 
 /// An upstream with its metrics.
 #[derive(Clone, Debug)]
@@ -100,6 +100,8 @@ pub struct Outgoing {
     pub target: Option<PathAndQuery>,
     /// Header fields, not yet prepared.
     pub headers: HeaderMap,
+    /// When the steps before were done: the time of the request, unless one of them took some.
+    pub begun: Instant,
 }
 
 impl Route {
@@ -111,15 +113,11 @@ impl Route {
         if cx.seen.cookie() {
             join_cookies(&mut outgoing.headers);
         }
-        let added = match &self.target {
-            Target::Proxy(handle) => self.added(handle, ex, cx),
+        let handle = match &self.target {
+            Target::Proxy(handle) => Some(handle),
             Target::Split(_) | Target::Aggregate(_) | Target::Respond(_) | Target::Redirect(_) => None,
         };
-        match &added {
-            Some(added) => added.make_room(&mut outgoing.headers),
-            None => self.prepare(ex, cx, &mut outgoing.headers),
-        }
-        let apart = added.is_some();
+        let apart = self.prepare(ex, cx, handle, &mut outgoing.headers);
         match &self.target {
             Target::Proxy(handle) => self.proxy(handle, ex, cx, outgoing, apart).await,
             Target::Split(split) => {
@@ -127,7 +125,7 @@ impl Route {
                 let branch = split.split.choose(crate::random::next(), key.as_deref());
                 drop(key);
                 match split.branches.get(branch) {
-                    Some(handle) => self.proxy(handle, ex, cx, outgoing, false).await,
+                    Some(handle) => self.proxy(handle, ex, cx, outgoing, Apart::Nothing).await,
                     None => Err(Refusal::new(Reason::Internal, "The split has no such branch.")),
                 }
             }
@@ -142,7 +140,7 @@ impl Route {
         ex: &mut Exchange,
         cx: &mut Context<'_>,
         outgoing: Outgoing,
-        apart: bool,
+        apart: Apart,
     ) -> Result<Answer, Box<Refusal>> {
         if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
             entry.upstream = Some(Arc::clone(&handle.upstream.name));
@@ -151,7 +149,7 @@ impl Route {
             // Rare paths are boxed, here and below: each future on the way is moved once per request, as large as its largest branch.
             return Box::pin(tunnel::open(self, handle, ex, cx, outgoing)).await;
         }
-        let Outgoing { target, mut headers } = outgoing;
+        let Outgoing { target, mut headers, begun } = outgoing;
         let speaks_h2 = handle.may_speak_h2();
         if !speaks_h2 {
             // Whatever speaks gRPC-Web in HTTP/1.1 is asked as it is.
@@ -159,7 +157,8 @@ impl Route {
         }
         let deadline = grpc_headers(cx, ex, self.timeout, &mut headers)?;
         let is_grpc = cx.grpc || cx.grpc_web.is_some();
-        let may_repeat = !is_grpc && idempotent(&ex.method, &headers);
+        let keyed = matches!(&apart, Apart::Made(made) if made.has(&IDEMPOTENCY_KEY));
+        let may_repeat = !is_grpc && (keyed || idempotent(&ex.method, &headers));
         // Over HTTP/2 an upstream may say of any request that it did not take it, also when part of the body is gone.
         let may_be_refused = self.retry.is_some() && speaks_h2;
         let body = self.call_body(cx, may_repeat || may_be_refused);
@@ -173,7 +172,7 @@ impl Route {
         let hash = hash_of(&handle.upstream, ex, &headers);
         let mut call = Call {
             worker: ex.worker,
-            begun: self.time_of_call(ex),
+            begun,
             method: &ex.method,
             target,
             host,
@@ -184,8 +183,8 @@ impl Route {
             hash: &|| hash,
             limit: Limit::Clock(cx.link.clock()),
             needs_h2: is_grpc,
-            added: if apart { self.added(handle, ex, cx) } else { None },
-            as_lines: !is_grpc && self.leaves_response_alone(cx),
+            added: self.added(apart, ex, cx),
+            as_lines: !is_grpc && self.takes_lines(cx),
         };
         let mut trace = Trace { wanted: cx.snapshot.access_log.enabled(), ..Trace::default() };
         let outcome = match deadline {
@@ -199,7 +198,7 @@ impl Route {
                 }
             }
         };
-        note(cx, &trace);
+        note(cx, trace);
         match outcome {
             Ok(reply) => {
                 let (response, lines) = reply.into_parts();
@@ -211,11 +210,6 @@ impl Route {
             }
             Err(failure) => Err(refusal_of(&failure)),
         }
-    }
-
-    /// The time at which the target is called: that of the request, unless a step before may have waited for something.
-    fn time_of_call(&self, ex: &Exchange) -> Instant {
-        if self.auth.is_none() && self.limits.is_none() { ex.started } else { Instant::now() }
     }
 
     /// The client's body, if there is one, with the route's limit.
@@ -330,9 +324,9 @@ fn grpc_headers(
 }
 
 /// Notes what became of the call, for the access log.
-pub(super) fn note(cx: &mut Context<'_>, trace: &Trace) {
+pub(super) fn note(cx: &mut Context<'_>, trace: Trace) {
     if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
-        entry.endpoint.clone_from(&trace.endpoint);
+        entry.endpoint = trace.endpoint;
         entry.attempts = trace.attempts;
         entry.upstream_time = trace.upstream_time;
     }

@@ -64,7 +64,7 @@ pub(super) async fn open(
         as_lines: false,
     };
     let opened = open_tunnel(&handle.upstream, &handle.metrics, call, &websocket, &mut trace).await;
-    note(cx, &trace);
+    note(cx, trace);
     match opened.map_err(|failure| refusal_of(&failure))? {
         Opened::Response(response) => Ok(answer_of(response, cx, None)),
         Opened::Tunnel(response, attempt) => {

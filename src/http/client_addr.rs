@@ -224,6 +224,31 @@ fn split_unquoted(text: &str, separator: char) -> Option<Vec<&str>> {
     (!quoted).then_some(parts)
 }
 
+/// `a.b.c.d` and its length, without the formatting machinery, which costs as much as the rest of the forwarded fields.
+pub fn ipv4_text(address: Ipv4Addr) -> ([u8; 16], usize) {
+    let mut buffer = [0; 16];
+    let mut length = 0;
+    let mut push = |byte: u8| {
+        if let Some(place) = buffer.get_mut(length) {
+            *place = byte;
+            length += 1;
+        }
+    };
+    for (index, octet) in address.octets().into_iter().enumerate() {
+        if index > 0 {
+            push(b'.');
+        }
+        if octet >= 100 {
+            push(b'0' + octet / 100);
+        }
+        if octet >= 10 {
+            push(b'0' + octet / 10 % 10);
+        }
+        push(b'0' + octet % 10);
+    }
+    (buffer, length)
+}
+
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;

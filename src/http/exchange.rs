@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, Version};
@@ -123,21 +123,15 @@ pub struct Identity {
     pub forward: Vec<(HeaderName, HeaderValue)>,
 }
 
-impl Identity {
-    /// A claim as header value text: strings as they are, numbers and booleans as JSON, arrays joined by `,`, objects as JSON.
-    pub fn claim_text(&self, name: &str) -> Option<String> {
-        claim_text(self.claims.get(name)?)
-    }
-}
-
-/// A claim's value as text, by the rules of `forward`. `None` for null.
-pub fn claim_text(value: &serde_json::Value) -> Option<String> {
+/// A claim's value as text for a field: strings as they are, numbers and booleans as JSON, arrays joined by `,`, objects as JSON. `None` for
+/// null.
+pub fn claim_text(value: &serde_json::Value) -> Option<Cow<'_, str>> {
     use serde_json::Value;
     match value {
         Value::Null => None,
-        Value::String(text) => Some(text.clone()),
-        Value::Array(items) => Some(items.iter().filter_map(claim_text).collect::<Vec<_>>().join(",")),
-        other => Some(other.to_string()),
+        Value::String(text) => Some(text.into()),
+        Value::Array(items) => Some(items.iter().filter_map(claim_text).collect::<Vec<_>>().join(",").into()),
+        other => Some(other.to_string().into()),
     }
 }
 
@@ -168,7 +162,7 @@ pub struct Exchange {
     pub params: Params,
     /// The caller, once `auth` has passed.
     pub identity: Option<Arc<Identity>>,
-    /// `RateLimit-Policy` and `RateLimit` for the answer, once limits were evaluated.
+    /// What `RateLimit-Policy` and `RateLimit` of the answer say, once limits were evaluated.
     pub rate_fields: Option<RateFields>,
     /// Exact cause of an authentication failure, for log and metrics.
     pub auth_error: Option<&'static str>,
@@ -176,13 +170,19 @@ pub struct Exchange {
     pub rate_limit: Option<Arc<str>>,
 }
 
-/// Fields of draft-ietf-httpapi-ratelimit-headers for an answer.
-#[derive(Clone, Debug)]
+/// What the limits that were evaluated have left, for the fields of draft-ietf-httpapi-ratelimit-headers. The route's limits write them.
+#[derive(Clone, Copy, Debug)]
 pub struct RateFields {
-    /// `RateLimit-Policy`.
-    pub policy: HeaderValue,
-    /// `RateLimit`.
-    pub limit: HeaderValue,
+    /// How many limits of the route were evaluated, in their order.
+    pub evaluated: usize,
+    /// Index of the one among them that has relatively the least left; all below is about it.
+    pub scarcest: usize,
+    /// Requests that it allows at once from now.
+    pub left: u64,
+    /// Requests that it allows at once at most.
+    pub burst: u64,
+    /// Time until it allows one more.
+    pub wait: Duration,
     /// A store did not answer this request: its other limits are decided in this process as well, so that it waits once.
     pub unanswered: bool,
 }

@@ -1,5 +1,6 @@
 //! Header fields a proxy must not just pass on: hop-by-hop fields, fields that only the gateway may set, forwarded fields, request ids.
 
+mod edit;
 mod forwarded;
 mod hop_by_hop;
 mod protected;
@@ -9,7 +10,8 @@ mod survey;
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-pub use forwarded::{Added, Forwarding, effective_scheme, set_forwarded};
+pub use edit::{Beside, FieldValue, Fields};
+pub use forwarded::{Added, Forwarding, Usual, effective_scheme, set_forwarded};
 pub use hop_by_hop::{HopByHop, is_hop_by_hop, is_reserved, remove_hop_by_hop};
 pub use protected::ProtectedNames;
 pub use request_id::{make_request_id, new_request_id, request_id, valid_request_id};

@@ -22,6 +22,8 @@ pub use url::UrlTemplate;
 
 use crate::config::route::Match;
 use crate::http::Exchange;
+use crate::http::exchange::claim_text;
+use crate::http::headers::FieldValue;
 
 /// Names that every template knows.
 const BUILT_IN: [&str; 7] = ["host", "path", "query", "scheme", "client_ip", "request_id", "user"];
@@ -253,7 +255,7 @@ impl Value {
             Self::ClientIp => Found::Plain(ex.client_ip.to_string().into()),
             Self::RequestId => Found::Plain(ex.request_id.to_str().ok()?.into()),
             Self::User => Found::Plain(ex.user()?.into()),
-            Self::Claim(name) => Found::Plain(claim(ex, name)?.into()),
+            Self::Claim(name) => Found::Plain(claim(ex, name)?),
             Self::Part(index) => Found::Plain(scope.parts.get(*index)?.as_str().into()),
         };
         let empty = match &found {
@@ -265,14 +267,14 @@ impl Value {
 }
 
 /// A claim by its name, tried literally and then as a dotted path, as `claims` rules do.
-fn claim(ex: &Exchange, name: &str) -> Option<String> {
+fn claim<'a>(ex: &'a Exchange, name: &str) -> Option<Cow<'a, str>> {
     let identity = ex.identity.as_ref()?;
-    if identity.claims.contains_key(name) {
-        return identity.claim_text(name);
+    if let Some(found) = identity.claims.get(name) {
+        return claim_text(found);
     }
     let (first, rest) = name.split_once('.')?;
     let found = rest.split('.').try_fold(identity.claims.get(first)?, |value, key| value.get(key))?;
-    crate::http::exchange::claim_text(found)
+    claim_text(found)
 }
 
 /// A header field's value: a constant, made once, or a template.
@@ -303,21 +305,28 @@ impl HeaderTemplate {
         }))
     }
 
-    /// The value for this request. `None` where a value is missing or empty or has control characters: the field is not sent.
-    pub fn render(&self, exchange: &Exchange) -> Option<HeaderValue> {
+    /// The value for this request, if need be in the memory of `text`. `None` where a value is missing or empty or has control characters:
+    /// the field is not sent.
+    pub fn render<'v>(&'v self, exchange: &'v Exchange, text: &'v mut Vec<u8>) -> Option<FieldValue<'v>> {
         match &self.0 {
-            Kind::Fixed(value) => value.clone(),
-            Kind::Filled(template) => template.render_header(exchange),
+            Kind::Fixed(value) => value.as_ref().map(FieldValue::from),
+            Kind::Filled(template) => template.render_header(exchange, text),
         }
     }
 }
 
 impl Template {
-    fn render_header(&self, exchange: &Exchange) -> Option<HeaderValue> {
-        if let [Piece::Value(Value::RequestId)] = self.pieces.as_slice() {
-            return Some(exchange.request_id.clone());
+    fn render_header<'v>(&'v self, exchange: &'v Exchange, out: &'v mut Vec<u8>) -> Option<FieldValue<'v>> {
+        // Most have one value that stands somewhere as it is.
+        if let [Piece::Value(value)] = self.pieces.as_slice() {
+            if *value == Value::RequestId {
+                return Some((&exchange.request_id).into());
+            }
+            if let Found::Plain(Cow::Borrowed(text)) = value.find(exchange.into())? {
+                return without_tab(text.as_bytes()).and_then(FieldValue::text);
+            }
         }
-        let mut out = Vec::with_capacity(64);
+        out.clear();
         for piece in &self.pieces {
             let start = out.len();
             match piece {
@@ -326,17 +335,19 @@ impl Template {
                     continue;
                 }
                 Piece::Value(value) => match value.find(exchange.into())? {
-                    Found::Encoded(text) => encode::push_decoded(&mut out, text),
+                    Found::Encoded(text) => encode::push_decoded(out, text),
                     Found::Plain(text) => out.extend_from_slice(text.as_bytes()),
                 },
             }
-            // The header type refuses all control characters but the tab.
-            if out.get(start..).is_some_and(|value| value.contains(&b'\t')) {
-                return None;
-            }
+            without_tab(out.get(start..).unwrap_or_default())?;
         }
-        HeaderValue::from_maybe_shared(bytes::Bytes::from(out)).ok()
+        FieldValue::text(out)
     }
+}
+
+/// A request's value that may stand in a field as far as tabs go: they are the one control character that [`FieldValue`] takes.
+fn without_tab(value: &[u8]) -> Option<&[u8]> {
+    (!value.contains(&b'\t')).then_some(value)
 }
 
 fn unknown(name: &str, offset: usize, allowed: Allowed<'_>) -> TemplateError {

@@ -13,6 +13,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use crate::config::route::Cors as Config;
 use crate::config::{At, Problems};
 use crate::error::{Reason, Refusal};
+use crate::http::headers::{FieldValue, Fields};
+
+static ANY: HeaderValue = HeaderValue::from_static("*");
+static TRUE: HeaderValue = HeaderValue::from_static("true");
+static BY_ORIGIN: HeaderValue = HeaderValue::from_static("Origin");
 
 /// The method that a CORS preflight asks about, if the request is one: OPTIONS with `Origin` and
 /// `Access-Control-Request-Method`. Routing uses this method instead of OPTIONS.
@@ -135,12 +140,12 @@ impl Cors {
 
     /// Puts the fields of any other answer of the route, errors included, in place of what the upstream sent.
     /// `origin` is the request's `Origin`, kept from before the request went upstream.
-    pub fn apply(&self, origin: Option<&HeaderValue>, response: &mut HeaderMap) {
+    pub fn apply(&self, origin: Option<&HeaderValue>, response: &mut impl Fields) {
         remove_cors_fields(response);
         if self.allow(origin, response)
             && let Some(expose) = &self.expose
         {
-            response.insert(ACCESS_CONTROL_EXPOSE_HEADERS, expose.clone());
+            response.append(&ACCESS_CONTROL_EXPOSE_HEADERS, expose.into());
         }
         match self.origins {
             Origins::Any => {}
@@ -148,33 +153,31 @@ impl Cors {
         }
     }
 
-    /// Adds what preflights and other answers share; whether the origin is allowed.
-    fn allow(&self, origin: Option<&HeaderValue>, answer: &mut HeaderMap) -> bool {
+    /// Adds what preflights and other answers share to `answer`, which has none of it; whether the origin is allowed.
+    fn allow(&self, origin: Option<&HeaderValue>, answer: &mut impl Fields) -> bool {
         let Some(value) = self.allowed(origin) else { return false };
-        answer.insert(ACCESS_CONTROL_ALLOW_ORIGIN, value);
+        answer.append(&ACCESS_CONTROL_ALLOW_ORIGIN, value.into());
         if self.credentials {
-            answer.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+            answer.append(&ACCESS_CONTROL_ALLOW_CREDENTIALS, (&TRUE).into());
         }
         true
     }
 
     /// The value of `Access-Control-Allow-Origin` for an allowed origin.
-    fn allowed(&self, origin: Option<&HeaderValue>) -> Option<HeaderValue> {
+    fn allowed<'h>(&self, origin: Option<&'h HeaderValue>) -> Option<&'h HeaderValue> {
         let origin = origin?;
         match &self.origins {
-            Origins::Any => Some(HeaderValue::from_static("*")),
+            Origins::Any => Some(&ANY),
             Origins::Listed(patterns) => {
                 let text = without_default_port(origin.to_str().ok()?);
-                patterns.iter().any(|pattern| pattern.matches(text)).then(|| origin.clone())
+                patterns.iter().any(|pattern| pattern.matches(text)).then_some(origin)
             }
         }
     }
 }
 
-fn remove_cors_fields(response: &mut HeaderMap) {
-    while let Some(name) = response.keys().find(|name| name.as_str().starts_with("access-control-")).cloned() {
-        response.remove(name);
-    }
+fn remove_cors_fields(response: &mut impl Fields) {
+    response.remove_prefixed("access-control-");
 }
 
 /// The field's value if it was sent once. Browsers send one `Origin`; of two, neither is believed.
@@ -184,28 +187,22 @@ fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderVal
 }
 
 /// Adds `Origin` to `Vary`, unless it is there or says `*`.
-fn vary_by_origin(response: &mut HeaderMap) {
-    let covers = |line: &HeaderValue| {
-        line.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|name| name == b"*" || name.eq_ignore_ascii_case(b"origin"))
-    };
-    if response.get_all(VARY).iter().any(covers) {
-        return;
-    }
+fn vary_by_origin(response: &mut impl Fields) {
+    let covers =
+        |line: &[u8]| line.split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|name| name == b"*" || name.eq_ignore_ascii_case(b"origin"));
     let mut merged: Vec<u8> = Vec::new();
-    for line in response.get_all(VARY) {
-        let line = line.as_bytes().trim_ascii();
+    for line in response.values_of(&VARY) {
+        if covers(line) {
+            return;
+        }
+        let line = line.trim_ascii();
         if !line.is_empty() {
             merged.extend_from_slice(line);
             merged.extend_from_slice(b", ");
         }
     }
-    let origin = HeaderValue::from_static("Origin");
-    if merged.is_empty() {
-        response.insert(VARY, origin);
-        return;
-    }
     merged.extend_from_slice(b"Origin");
-    response.insert(VARY, HeaderValue::from_bytes(&merged).unwrap_or(origin));
+    response.set(&VARY, FieldValue::text(&merged).unwrap_or_else(|| (&BY_ORIGIN).into()));
 }
 
 impl Pattern {

@@ -3,21 +3,21 @@
 use std::collections::{BTreeMap, HashSet};
 
 use http::header::{REFERRER_POLICY, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 
 use crate::config::route::{HeaderOps, Headers};
 use crate::config::{At, Problems};
 use crate::http::Exchange;
-use crate::http::headers::is_reserved;
+use crate::http::headers::{Fields, is_reserved};
 use crate::http::template::{Allowed, HeaderTemplate, Param};
 
-const SECURITY: [(HeaderName, HeaderValue); 3] = [
+static SECURITY: [(HeaderName, HeaderValue); 3] = [
     (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
     (REFERRER_POLICY, HeaderValue::from_static("strict-origin-when-cross-origin")),
 ];
 
-const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
+static HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
 /// The header rules of one route, all levels.
 #[derive(Clone, Debug, Default)]
@@ -58,60 +58,37 @@ impl HeaderRules {
     }
 
     /// Changes the request that goes upstream.
-    pub fn request(&self, exchange: &Exchange, headers: &mut HeaderMap) {
-        apply(&self.request, exchange, headers);
+    pub fn request(&self, exchange: &Exchange, fields: &mut impl Fields) {
+        apply(&self.request, exchange, fields);
     }
 
     /// Changes the response that goes to the client: the `security` fields it lacks, then the rules. `https`: the client's side is TLS.
-    pub fn response(&self, exchange: &Exchange, headers: &mut HeaderMap, https: bool) {
+    pub fn response(&self, exchange: &Exchange, fields: &mut impl Fields, https: bool) {
         if self.security {
-            for (name, value) in &SECURITY {
-                headers.entry(name).or_insert_with(|| value.clone());
-            }
-            if https {
-                headers.entry(STRICT_TRANSPORT_SECURITY).or_insert(HSTS);
-            }
-        }
-        apply(&self.response, exchange, headers);
-    }
-}
-
-fn apply(ops: &[Op], exchange: &Exchange, headers: &mut HeaderMap) {
-    for op in ops {
-        match op {
-            Op::Remove(name) => {
-                headers.remove(name);
-            }
-            Op::Set(name, value) => {
-                remove_twins(name, headers);
-                // Without a value the client's copy goes all the same: nobody may fill a field that the gateway owns.
-                match value.render(exchange) {
-                    Some(value) => headers.insert(name, value),
-                    None => headers.remove(name),
-                };
-            }
-            Op::Add(name, value) => {
-                if let Some(value) = value.render(exchange) {
-                    headers.append(name, value);
+            let security = SECURITY.iter().map(|(name, value)| (name, value));
+            for (name, value) in security.chain(https.then_some((&STRICT_TRANSPORT_SECURITY, &HSTS))) {
+                if !fields.has(name) {
+                    fields.append(name, value.into());
                 }
             }
         }
+        apply(&self.response, exchange, fields);
     }
 }
 
-/// Removes fields that servers of the CGI kind take for `name`: the same but for `_` and `-`.
-fn remove_twins(name: &HeaderName, headers: &mut HeaderMap) {
-    let name = name.as_str().as_bytes();
-    if !name.iter().any(|b| matches!(b, b'-' | b'_')) {
-        return;
-    }
-    let plain = |byte: &u8| if *byte == b'_' { b'-' } else { *byte };
-    let twin = |other: &HeaderName| {
-        let other = other.as_str().as_bytes();
-        other != name && other.len() == name.len() && other.iter().map(plain).eq(name.iter().map(plain))
-    };
-    while let Some(found) = headers.keys().find(|other| twin(other)).cloned() {
-        headers.remove(found);
+fn apply(ops: &[Op], exchange: &Exchange, fields: &mut impl Fields) {
+    let mut text = Vec::new();
+    for op in ops {
+        match op {
+            Op::Remove(name) => fields.remove(name),
+            // Without a value the client's copy goes all the same: nobody may fill a field that the gateway owns.
+            Op::Set(name, value) => fields.replace(name, value.render(exchange, &mut text)),
+            Op::Add(name, value) => {
+                if let Some(value) = value.render(exchange, &mut text) {
+                    fields.append(name, value);
+                }
+            }
+        }
     }
 }
 
@@ -180,9 +157,14 @@ fn report(problems: &mut Problems, at: At, message: String, help: Option<String>
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+    use http::HeaderMap;
+    use proptest::prelude::*;
+    use proptest::sample::select;
     use serde_json::json;
 
     use super::*;
+    use crate::http::h1::{Limits, encode, parse_response};
     use crate::http::template::sample::{exchange, params, with_claims, with_param};
 
     fn map(entries: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -295,5 +277,41 @@ mod tests {
         let places: Vec<_> = problems.list().iter().map(|p| (p.at.path.last().cloned(), p.at.on_key)).collect();
         let key = |k: &str| Some(crate::config::problem::Seg::Key(k.to_owned()));
         assert_eq!(places, [(key("x-a"), false), (key("x-b"), false), (key("x-c"), true)]);
+    }
+
+    const NAMES: [&str; 8] = ["x-a", "x_a", "X-A-B", "server", "Date", "x-frame-options", "referrer-policy", "Set-Cookie"];
+    const VALUES: [&str; 6] = ["1", "a {{b}}", "{claim:tenant}", "{claim:none}", "{path}; {scheme}", "{request_id}"];
+
+    fn some_ops() -> impl Strategy<Value = HeaderOps> {
+        let values = || proptest::collection::btree_map(select(&NAMES[..]).prop_map(str::to_lowercase), select(&VALUES[..]), 0..3);
+        let remove = proptest::collection::vec(select(&NAMES[..]), 0..3);
+        (values(), values(), remove).prop_map(|(set, add, remove)| {
+            let owned = |map: BTreeMap<String, &str>| map.into_iter().map(|(name, value)| (name, value.to_owned())).collect();
+            HeaderOps { set: owned(set), add: owned(add), remove: remove.into_iter().map(str::to_owned).collect() }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn rules_do_the_same_to_lines_as_to_a_map(
+            levels in proptest::collection::vec((some_ops(), any::<bool>()), 1..3),
+            message in proptest::collection::vec((select(&NAMES[..]), "[a-z]{1,5}"), 0..9),
+            https in any::<bool>(),
+        ) {
+            let level = |(response, security)| (Headers { response, security, ..Headers::default() }, At::main("defaults"));
+            let rules = compile(&levels.into_iter().map(level).collect::<Vec<_>>());
+            let ex = with_claims(exchange("/p"), "u", &json!({"tenant": "acme"}));
+            let mut wire = b"HTTP/1.1 200 OK\r\n".to_vec();
+            message.iter().for_each(|(name, value)| encode::field(&mut wire, name, value.as_bytes()));
+            wire.extend_from_slice(b"\r\n");
+            let head = |as_lines| {
+                let limits = Limits { max_head: 1 << 14, max_fields: 99 };
+                parse_response(&mut BytesMut::from(&wire[..]), &mut 0, limits, as_lines).unwrap().unwrap()
+            };
+            let (mut map, mut lines) = (head(false).headers, head(true).lines.unwrap());
+            rules.response(&ex, &mut map, https);
+            rules.response(&ex, &mut *lines, https);
+            prop_assert_eq!(lines.into_map(), map);
+        }
     }
 }

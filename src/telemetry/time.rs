@@ -1,6 +1,24 @@
-//! Times as RFC 3339 text in UTC, to the millisecond.
+//! The calendar: what it says at an instant, and times as RFC 3339 text in UTC, to the millisecond.
 
-use std::time::SystemTime;
+use std::cell::Cell;
+use std::time::{Duration, Instant, SystemTime};
+
+/// What the calendar says at `now`. It is read once in a second; between, the other clock tells how far it has gone.
+pub fn since_1970(now: Instant) -> Duration {
+    thread_local! {
+        static READ: Cell<Option<(Instant, Duration)>> = const { Cell::new(None) };
+    }
+    if let Some((read, unix)) = READ.get() {
+        let gone = now.saturating_duration_since(read);
+        if gone < Duration::from_secs(1) {
+            return unix.saturating_add(gone);
+        }
+    }
+    // The calendar tells the present, from which `now` may be away.
+    let (read, unix) = (Instant::now(), SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    READ.set(Some((read, unix)));
+    unix.saturating_add(now.saturating_duration_since(read)).saturating_sub(read.saturating_duration_since(now))
+}
 
 /// `2026-11-21T02:05:00.123Z`. Times before 1970 and after 9999 are shown as the nearest time in between.
 pub fn rfc3339(time: SystemTime) -> String {
@@ -70,9 +88,17 @@ fn civil(day: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[test]
+    fn an_instant_is_told_by_the_calendar() {
+        let (now, calendar) = (Instant::now(), SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap());
+        // However long this thread is kept waiting, it is not for an hour.
+        for hours in [0, 2, 4, 0] {
+            let span = Duration::from_secs(hours * 3600);
+            assert!(since_1970(now + span).abs_diff(calendar + span) < Duration::from_secs(3600), "{hours}");
+        }
+    }
 
     fn at(second: u64, millis: u64) -> String {
         rfc3339(SystemTime::UNIX_EPOCH + Duration::from_millis(second * 1000 + millis))

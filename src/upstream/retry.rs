@@ -7,6 +7,8 @@ use http::{HeaderMap, HeaderName, Method, StatusCode};
 
 use crate::config::route::{Retry, RetryOn};
 
+/// The field by which a sender vouches that a request may be sent twice.
+pub static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Longest `Retry-After` that is waited for.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(2);
 
@@ -94,8 +96,7 @@ impl RetryPolicy {
 
 /// Whether sending a request twice has the effect of sending it once (RFC 9110, 9.2.2), or its sender vouches for that.
 pub fn idempotent(method: &Method, headers: &HeaderMap) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
-        || headers.contains_key("idempotency-key")
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE) || headers.contains_key(&IDEMPOTENCY_KEY)
 }
 
 /// What `Retry-After` asks for.

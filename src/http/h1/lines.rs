@@ -8,11 +8,13 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, DATE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::fields::Span;
 use super::framing::{BodyLength, number};
+use super::made::{self, Made, Names};
+use crate::http::headers::{FieldValue, Fields};
 
 /// Most runs of lines that are passed on together. A head has one more than it has lines between them that are left out.
 const RUNS: usize = 5;
@@ -32,8 +34,10 @@ pub struct Lines {
     keep_alive: Span,
     /// There is a `Date`.
     dated: bool,
-    /// Bits of the names: one whose bit is missing need not be looked for.
-    names: u64,
+    /// Names in the runs.
+    names: Names,
+    /// Lines behind those of the runs: what the gateway adds, and all of the runs where too many would be left.
+    made: Made,
 }
 
 /// What a line is to the gateway.
@@ -79,7 +83,8 @@ impl Lines {
             close: false,
             keep_alive: Span::NONE,
             dated: false,
-            names: 0,
+            names: Names::default(),
+            made: Made::default(),
         };
         let mut connected = false;
         let mut runs = lines.runs.iter_mut();
@@ -96,7 +101,7 @@ impl Lines {
                 Kind::Rare => return None,
                 kind @ (Kind::PassedOn | Kind::Date) => {
                     lines.dated |= matches!(kind, Kind::Date);
-                    lines.names |= bit(name);
+                    lines.names.add(name);
                     match &mut run {
                         Some(run) => run.end = end,
                         None => {
@@ -148,16 +153,7 @@ impl Lines {
 
     /// Whether there is a `Date`.
     pub fn dated(&self) -> bool {
-        self.dated
-    }
-
-    /// Whether a field is there, named in lower case.
-    pub fn contains(&self, name: &str) -> bool {
-        self.names & bit(name.as_bytes()) != 0
-            && self.each().any(|line| {
-                let (head, rest) = line.split_at_checked(name.len()).unwrap_or_default();
-                rest.first() == Some(&b':') && head.eq_ignore_ascii_case(name.as_bytes())
-            })
+        self.dated || self.made.has(&DATE)
     }
 
     /// Writes the lines.
@@ -165,17 +161,20 @@ impl Lines {
         for run in self.runs() {
             out.put_slice(run);
         }
+        out.put_slice(self.made.as_bytes());
     }
 
     /// The same as a map, `Content-Length` included.
     pub fn into_map(self) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(self.each().count() + super::fields::RESPONSE_SPARE);
-        for line in self.each() {
+        let came = self.runs().flat_map(made::lines).map(|line| (line, true));
+        for (line, came) in came.chain(self.made.each().map(|line| (line, false))) {
             let Some(colon) = line.iter().position(|&byte| byte == b':') else { continue };
             let name = HeaderName::from_bytes(line.get(..colon).unwrap_or_default());
             let value = line.get(colon + 2..line.len().saturating_sub(2)).unwrap_or_default();
-            // Checked when the head was parsed: neither can fail.
-            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(self.head.slice_ref(value))) {
+            let value = if came { HeaderValue::from_maybe_shared(self.head.slice_ref(value)) } else { HeaderValue::from_bytes(value) };
+            // Checked when the head was parsed or the line was made: neither can fail.
+            if let (Ok(name), Ok(value)) = (name, value) {
                 map.append(name, value);
             }
         }
@@ -186,13 +185,95 @@ impl Lines {
     }
 
     fn runs(&self) -> impl Iterator<Item = &[u8]> {
-        let runs = self.runs.iter().take_while(|run| !run.is_empty());
-        runs.map(|run| self.head.get(run.start as usize..run.end as usize).unwrap_or_default())
+        self.runs.iter().take_while(|run| !run.is_empty()).map(|run| self.bytes(run))
     }
 
     /// The lines one by one, line ends included.
     fn each(&self) -> impl Iterator<Item = &[u8]> {
-        self.runs().flat_map(|run| run.split_inclusive(|&byte| byte == b'\n'))
+        self.runs().flat_map(made::lines).chain(self.made.each())
+    }
+
+    fn may_have(&self, name: &HeaderName) -> bool {
+        self.names.may_have(name.as_str().as_bytes())
+    }
+
+    /// Removes the lines of the runs that `fits` is true for, which depends on their names alone.
+    fn drop_lines(&mut self, fits: impl Fn(&[u8]) -> bool) {
+        let (mut left, mut used, mut crowded) = ([const { 0..0 }; RUNS], 0, false);
+        let mut keep = |run: Range<u32>| {
+            if !run.is_empty() {
+                left.get_mut(used).map_or_else(|| crowded = true, |place| *place = run);
+                used += 1;
+            }
+        };
+        let mut dated = self.dated;
+        for run in &self.runs {
+            let (mut start, mut at) = (run.start, run.start);
+            for line in made::lines(self.bytes(run)) {
+                let end = at + u32::try_from(line.len()).unwrap_or(u32::MAX);
+                if fits(line) {
+                    dated &= made::value(line, b"date").is_none();
+                    keep(start..at);
+                    start = end;
+                }
+                at = end;
+            }
+            keep(start..at);
+        }
+        if crowded {
+            return self.move_lines(fits);
+        }
+        (self.runs, self.dated) = (left, dated);
+    }
+
+    /// The same where more runs would be left than there is room for: the lines move.
+    #[cold]
+    fn move_lines(&mut self, fits: impl Fn(&[u8]) -> bool) {
+        let mut made = std::mem::take(&mut self.made);
+        made.put_in_front(self.names, self.runs().flat_map(made::lines).filter(|line| !fits(line)));
+        (self.made, self.runs, self.dated) = (made, [const { 0..0 }; RUNS], false);
+    }
+
+    fn bytes(&self, run: &Range<u32>) -> &[u8] {
+        self.head.get(run.start as usize..run.end as usize).unwrap_or_default()
+    }
+}
+
+impl Fields for Lines {
+    fn has(&self, name: &HeaderName) -> bool {
+        self.values_of(name).next().is_some()
+    }
+
+    fn values_of<'s>(&'s self, name: &HeaderName) -> impl Iterator<Item = &'s [u8]> {
+        let runs = self.may_have(name).then(|| self.runs().flat_map(made::lines));
+        let values = runs.into_iter().flatten().filter_map(|line| made::value(line, name.as_str().as_bytes()));
+        values.chain(self.made.values_of(name))
+    }
+
+    fn remove(&mut self, name: &HeaderName) {
+        self.made.remove(name);
+        if self.may_have(name) {
+            self.drop_lines(|line| made::value(line, name.as_str().as_bytes()).is_some());
+        }
+    }
+
+    fn replace(&mut self, name: &HeaderName, value: Option<FieldValue<'_>>) {
+        self.made.replace(name, None);
+        if self.may_have(name) {
+            self.drop_lines(|line| made::is_like(line, name.as_str().as_bytes()));
+        }
+        if let Some(value) = value {
+            self.append(name, value);
+        }
+    }
+
+    fn remove_prefixed(&mut self, prefix: &str) {
+        self.made.remove_prefixed(prefix);
+        self.drop_lines(|line| made::begins(line, prefix.as_bytes()));
+    }
+
+    fn append(&mut self, name: &HeaderName, value: FieldValue<'_>) {
+        self.made.append(name, value);
     }
 }
 
@@ -200,9 +281,4 @@ impl Lines {
 pub fn idle_limit(value: &[u8]) -> Option<Duration> {
     let text = std::str::from_utf8(value).ok()?;
     text.split(',').find_map(|parameter| parameter.trim().strip_prefix("timeout=")?.parse().ok()).map(Duration::from_secs)
-}
-
-/// By length and first letter, in either case.
-fn bit(name: &[u8]) -> u64 {
-    1 << ((name.len() ^ usize::from(name.first().unwrap_or(&0) | 0x20)) % 64)
 }

@@ -11,6 +11,7 @@ pub mod encode;
 pub mod fields;
 pub mod framing;
 pub mod lines;
+pub mod made;
 #[cfg(test)]
 mod tests;
 
@@ -18,3 +19,4 @@ pub use decode::{Decoded, Decoder};
 pub use fields::{Limits, ParseError, RequestHead, ResponseHead, parse_request, parse_response};
 pub use framing::BodyLength;
 pub use lines::Lines;
+pub use made::Made;

@@ -10,7 +10,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::protected::remove_if;
 use super::{joined, unindexed};
 use crate::http::Scheme;
-use crate::http::client_addr::unmap;
+use crate::http::client_addr::{ipv4_text, unmap};
+use crate::http::h1::Made;
 use crate::http::h1::encode::field;
 
 static FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -70,32 +71,56 @@ pub fn set_forwarded(headers: &mut HeaderMap, forwarding: &Forwarding<'_>) {
 }
 
 /// What the gateway adds to a request whose fields nobody looks at any more: written as it is made, instead of through a map.
+#[derive(Debug)]
+pub enum Added<'a> {
+    /// What every request gets.
+    Usual(Usual<'a>),
+    /// All of it, identity and rules included, as lines.
+    Made(Made),
+}
+
+/// What every request gets from a peer that is not trusted.
 #[derive(Clone, Copy, Debug)]
-pub struct Added<'a> {
-    /// For a peer that is not trusted.
+pub struct Usual<'a> {
+    /// The forwarded fields.
     pub forwarding: Forwarding<'a>,
     /// The request id, and the field that it goes in.
     pub id: Option<(&'a HeaderName, &'a HeaderValue)>,
 }
 
 impl Added<'_> {
+    /// Writes the field lines.
+    pub fn write(&self, out: &mut impl BufMut) {
+        match self {
+            Self::Usual(usual) => usual.each(|name, value| field(out, name.as_str(), value)),
+            Self::Made(made) => out.put_slice(made.as_bytes()),
+        }
+    }
+}
+
+impl Usual<'_> {
     /// Removes what is to be written from `headers`, and what an untrusted peer may not send.
     pub fn make_room(&self, headers: &mut HeaderMap) {
         let id = self.id.map(|(name, _)| name.as_str());
         remove_if(headers, |name| is_proxy_field(name) || Some(name) == id);
     }
 
-    /// Writes the field lines.
-    pub fn write(&self, out: &mut impl BufMut) {
+    /// Puts the fields into lines, which have none of them yet.
+    pub fn put(&self, made: &mut Made) {
+        self.each(|name, value| made.push(name, value));
+    }
+
+    #[inline]
+    fn each(&self, mut line: impl FnMut(&HeaderName, &[u8])) {
         let (address, length) = address(self.forwarding.peer);
-        field(out, FOR.as_str(), address.get(..length).unwrap_or_default());
-        field(out, PROTO.as_str(), self.forwarding.scheme.as_str().as_bytes());
+        line(&FOR, address.get(..length).unwrap_or_default());
+        line(&PROTO, self.forwarding.scheme.as_str().as_bytes());
         if let Some(host) = self.forwarding.host {
-            field(out, HOST.as_str(), host.as_bytes());
+            line(&HOST, host.as_bytes());
         }
-        field(out, PORT.as_str(), self.forwarding.port());
+        line(&PORT, self.forwarding.port());
         if let Some((name, id)) = self.id {
-            field(out, name.as_str(), id.as_bytes());
+            line(name, id.as_bytes());
         }
     }
 }
@@ -151,37 +176,14 @@ fn insert_bytes(headers: &mut HeaderMap, name: &HeaderName, value: &[u8]) {
 fn address(ip: IpAddr) -> ([u8; 48], usize) {
     let mut buffer = [0; 48];
     if let IpAddr::V4(ip) = unmap(ip) {
-        let length = decimal_octets(ip.octets(), &mut buffer);
+        let (text, length) = ipv4_text(ip);
+        buffer[..16].copy_from_slice(&text);
         return (buffer, length);
     }
     let mut rest = &mut buffer[..];
     let fits = write!(rest, "{}", unmap(ip)).is_ok();
     let length = if fits { 48 - rest.len() } else { 0 };
     (buffer, length)
-}
-
-/// `a.b.c.d` without the formatting machinery, which costs as much as the rest of the forwarded fields.
-fn decimal_octets(octets: [u8; 4], buffer: &mut [u8; 48]) -> usize {
-    let mut length = 0;
-    let mut push = |byte: u8| {
-        if let Some(place) = buffer.get_mut(length) {
-            *place = byte;
-            length += 1;
-        }
-    };
-    for (index, octet) in octets.into_iter().enumerate() {
-        if index > 0 {
-            push(b'.');
-        }
-        if octet >= 100 {
-            push(b'0' + octet / 100);
-        }
-        if octet >= 10 {
-            push(b'0' + octet / 10 % 10);
-        }
-        push(b'0' + octet % 10);
-    }
-    length
 }
 
 fn is_number(value: &HeaderValue) -> bool {
@@ -258,10 +260,12 @@ mod tests {
             let value = host.map(HeaderValue::from_static);
             let forwarding =
                 Forwarding { peer: "::ffff:10.0.0.1".parse().unwrap(), trusted: false, scheme: Scheme::Http, host: value.as_ref() };
-            let added = Added { forwarding, id: Some((&id.0, &id.1)) };
-            added.make_room(&mut headers);
-            let mut text = Vec::new();
-            added.write(&mut text);
+            let usual = Usual { forwarding, id: Some((&id.0, &id.1)) };
+            usual.make_room(&mut headers);
+            let (mut text, mut made) = (Vec::new(), Made::default());
+            usual.put(&mut made);
+            Added::Usual(usual).write(&mut text);
+            assert_eq!(text, made.as_bytes());
             headers.iter().for_each(|(name, value)| field(&mut text, name.as_str(), value.as_bytes()));
             let mut lines: Vec<String> = String::from_utf8(text).unwrap().lines().map(str::to_owned).collect();
             lines.sort();

@@ -11,7 +11,7 @@ use crate::http::Exchange;
 fn header(text: &str, names: &[&str], ex: &Exchange) -> Option<String> {
     let params = params(names);
     let template = HeaderTemplate::parse(text, Allowed { params: &params, parts: None }).unwrap();
-    template.render(ex).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    template.render(ex, &mut Vec::new()).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
 fn url(text: &str, names: &[&str], ex: &Exchange) -> Result<String, u16> {

@@ -225,7 +225,7 @@ mod tests {
         let ask = async |basic: &Basic, name: &str, password: &str| {
             let credential = base64::engine::general_purpose::STANDARD.encode(format!("{name}:{password}"));
             match basic.verify(&credential) {
-                Answer::Now(_) | Answer::Keys(_) => panic!("not checked at all"),
+                Answer::Remembered(_) | Answer::Now(_) | Answer::Keys(_) => panic!("not checked at all"),
                 Answer::Later(outcome) => outcome.await.unwrap().map(|identity| identity.user.to_string()),
             }
         };

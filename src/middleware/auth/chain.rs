@@ -1,7 +1,7 @@
 //! A route's `auth`: which authenticator decides about a request, and what the caller must be allowed.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue};
@@ -25,6 +25,8 @@ pub(super) type Outcome = Result<Arc<Identity>, AuthError>;
 
 /// The answer, or where it will come from.
 pub(super) enum Answer {
+    /// A token that was verified before: nothing was computed.
+    Remembered(Arc<Identity>),
     /// Decided.
     Now(Outcome),
     /// Decided elsewhere.
@@ -87,12 +89,20 @@ struct Spot {
 /// Where a credential that has done its work stands.
 #[derive(Debug)]
 #[must_use = "a credential must not travel upstream"]
-pub struct Spent<'c>(Option<&'c Place>);
+pub struct Spent<'c> {
+    place: Option<&'c Place>,
+    took_time: bool,
+}
 
 impl Spent<'_> {
+    /// Whether it took time to decide about it: anything but a look at what is remembered.
+    pub fn took_time(&self) -> bool {
+        self.took_time
+    }
+
     /// Takes the credential out of the request, unless it is to be kept.
     pub fn remove(self, headers: &mut HeaderMap, target: &mut PathAndQuery) {
-        if let Some(place) = self.0 {
+        if let Some(place) = self.place {
             place.remove(headers, target);
         }
     }
@@ -158,12 +168,16 @@ impl AuthChain {
     /// 401, 403 or 503, ready to be answered.
     pub async fn check(&self, ex: &mut Exchange, headers: &HeaderMap) -> Result<Spent<'_>, Box<Refusal>> {
         let (authenticator, place, answer) = match self.decide(ex, headers) {
-            Decision::Nobody if self.optional && self.scopes.is_empty() && self.claims.is_empty() => return Ok(Spent(None)),
+            Decision::Nobody if self.optional && self.scopes.is_empty() && self.claims.is_empty() => {
+                return Ok(Spent { place: None, took_time: false });
+            }
             Decision::Nobody => return Err(self.refuse(ex, AuthError::Missing, false, false)),
             Decision::Refused { error, bearer } => return Err(self.refuse(ex, error, bearer, false)),
             Decision::By { authenticator, place, answer } => (authenticator, place, answer),
         };
+        let took_time = !matches!(answer, Answer::Remembered(_));
         let outcome = match answer {
+            Answer::Remembered(identity) => Ok(identity),
             Answer::Now(outcome) => outcome,
             Answer::Later(receiver) => match tokio::time::timeout(PATIENCE, receiver).await {
                 Ok(Ok(outcome)) => outcome,
@@ -176,7 +190,7 @@ impl AuthChain {
         let allowed = self.allows(&identity);
         ex.identity = Some(identity);
         match allowed {
-            Ok(()) => Ok(Spent((!authenticator.keep).then_some(place))),
+            Ok(()) => Ok(Spent { place: (!authenticator.keep).then_some(place), took_time }),
             Err(error) => Err(self.refuse(ex, error, bearer, false)),
         }
     }
@@ -215,12 +229,12 @@ impl AuthChain {
                     Found::Value(credential) => credential,
                 };
                 let digest = digest(credential.as_bytes());
-                if spot.shared && !spot.takes(authenticator, &credential, &digest) {
+                if spot.shared && !spot.takes(authenticator, &credential, &digest, ex.started) {
                     let error = if unverified_issuer(&credential).is_some() { AuthError::Issuer } else { AuthError::Malformed };
                     untaken.get_or_insert(Decision::Refused { error, bearer });
                     continue;
                 }
-                return Decision::By { authenticator, place: &spot.place, answer: authenticator.verify(&credential, &digest) };
+                return Decision::By { authenticator, place: &spot.place, answer: authenticator.verify(&credential, &digest, ex.started) };
             }
         }
         untaken.unwrap_or(Decision::Nobody)
@@ -229,8 +243,7 @@ impl AuthChain {
 
 impl Spot {
     /// Of several that read this place, a `jwt` takes its own issuer's tokens, and any other kind what no `jwt` takes.
-    fn takes(&self, authenticator: &Authenticator, credential: &str, digest: &Digest) -> bool {
-        let now = std::time::Instant::now();
+    fn takes(&self, authenticator: &Authenticator, credential: &str, digest: &Digest, now: Instant) -> bool {
         match authenticator.jwt() {
             Some(jwt) => jwt.remembered(digest, now).is_some() || unverified_issuer(credential).is_some_and(|issuer| issuer == jwt.issuer),
             None if self.rivals.is_empty() => true,

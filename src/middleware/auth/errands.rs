@@ -178,7 +178,7 @@ mod tests {
     fn later(answer: Answer) -> oneshot::Receiver<Outcome> {
         match answer {
             Answer::Later(receiver) => receiver,
-            Answer::Now(_) | Answer::Keys(_) => panic!("answered at once"),
+            Answer::Remembered(_) | Answer::Now(_) | Answer::Keys(_) => panic!("answered at once"),
         }
     }
 

@@ -24,6 +24,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use http::HeaderName;
 
@@ -185,10 +186,10 @@ impl Authenticator {
         }
     }
 
-    /// Judges a credential that was read from one of its places.
-    fn verify(&self, credential: &str, digest: &Digest) -> Answer {
+    /// Judges a credential that was read from one of its places, of a request that came at `now`.
+    fn verify(&self, credential: &str, digest: &Digest, now: Instant) -> Answer {
         match &self.kind {
-            Kind::Jwt(jwt) => verify_token(jwt, credential, digest),
+            Kind::Jwt(jwt) => verify_token(jwt, credential, digest, now),
             Kind::ApiKey(keys) => Answer::Now(keys.verify(digest, Now::read().unix)),
             Kind::Introspection(introspection) => introspection.verify(credential, digest),
             Kind::Basic(basic) => basic.verify(credential),
@@ -222,9 +223,9 @@ impl Authenticator {
     }
 }
 
-fn verify_token(jwt: &Arc<Jwt>, token: &str, digest: &Digest) -> Answer {
-    if let Some(identity) = jwt.remembered(digest, std::time::Instant::now()) {
-        return Answer::Now(Ok(identity));
+fn verify_token(jwt: &Arc<Jwt>, token: &str, digest: &Digest, now: Instant) -> Answer {
+    if let Some(identity) = jwt.remembered(digest, now) {
+        return Answer::Remembered(identity);
     }
     let now = Now::read();
     let rejection = match jwt.verify(token, digest, &now) {

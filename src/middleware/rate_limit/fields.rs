@@ -2,13 +2,16 @@
 
 use std::io::Write;
 
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 
-use super::Limit;
 use super::gcra::Standing;
+use super::{Limit, RateLimits};
 use crate::error::{Reason, Refusal};
 use crate::http::exchange::{Exchange, RateFields};
-use crate::http::headers::unindexed;
+use crate::http::headers::FieldValue;
+
+static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 /// Registered for draft-ietf-httpapi-ratelimit-headers.
 const PROBLEM_TYPE: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
@@ -72,16 +75,14 @@ pub(super) struct Tally {
 
 impl Tally {
     /// Continues what an earlier step left in `fields`: all `evaluated` limits before it.
-    pub(super) fn resume(limits: &[Limit], evaluated: usize, fields: Option<&RateFields>) -> Self {
-        let scarcest = fields.filter(|_| evaluated > 0).and_then(|fields| {
-            let text = fields.limit.to_str().ok()?;
-            limits.iter().take(evaluated).enumerate().find_map(|(index, limit)| {
-                let (left, wait) = text.strip_prefix(&*limit.label)?.split_once(";t=")?;
-                let wait = std::time::Duration::from_secs(wait.parse().ok()?);
-                Some((index, Standing { left: left.parse().ok()?, burst: limit.quota.burst(), wait }))
-            })
-        });
-        Self { evaluated, scarcest, unanswered: fields.is_some_and(|fields| fields.unanswered) }
+    pub(super) fn resume(evaluated: usize, fields: Option<&RateFields>) -> Self {
+        let before = fields.filter(|_| evaluated > 0);
+        let standing = |before: &RateFields| Standing { left: before.left, burst: before.burst, wait: before.wait };
+        Self {
+            evaluated,
+            scarcest: before.map(|before| (before.scarcest, standing(before))),
+            unanswered: fields.is_some_and(|fields| fields.unanswered),
+        }
     }
 
     /// Counts the limit at `index` in.
@@ -92,39 +93,19 @@ impl Tally {
         }
     }
 
-    /// Writes the fields for the limits counted.
-    pub(super) fn write(&self, limits: &[Limit], policies: &[HeaderValue], ex: &mut Exchange) {
-        let Some((index, standing)) = self.scarcest else { return };
-        let (Some(limit), Some(policy)) = (limits.get(index), self.evaluated.checked_sub(1).and_then(|last| policies.get(last))) else {
-            return;
-        };
-        let mut buffer = [0_u8; 320];
-        let mut rest = &mut buffer[..];
-        let fits = rest.write_all(limit.label.as_bytes()).is_ok()
-            && write_number(&mut rest, standing.left)
-            && rest.write_all(b";t=").is_ok()
-            && write_number(&mut rest, standing.wait_seconds());
-        let free = rest.len();
-        let written = &buffer[..buffer.len() - free];
-        // Names are checked at load, so it does fit.
-        if let (true, Ok(value)) = (fits, HeaderValue::from_bytes(written)) {
-            ex.rate_fields = Some(RateFields { policy: policy.clone(), limit: unindexed(value), unanswered: self.unanswered });
+    /// Notes what the fields say about the limits counted.
+    pub(super) fn note(&self, ex: &mut Exchange) {
+        if let Some((scarcest, Standing { left, burst, wait })) = self.scarcest {
+            ex.rate_fields = Some(RateFields { evaluated: self.evaluated, scarcest, left, burst, wait, unanswered: self.unanswered });
         }
     }
 
     /// The answer to a request that the limit at `index` refused; notes it in the exchange.
-    pub(super) fn refuse(
-        mut self,
-        index: usize,
-        standing: Standing,
-        limits: &[Limit],
-        policies: &[HeaderValue],
-        ex: &mut Exchange,
-    ) -> Box<Refusal> {
+    pub(super) fn refuse(mut self, index: usize, standing: Standing, limits: &[Limit], ex: &mut Exchange) -> Box<Refusal> {
         // The one that refuses has nothing left, so no other has less.
         self.evaluated = index + 1;
         self.scarcest = Some((index, standing));
-        self.write(limits, policies, ex);
+        self.note(ex);
         let mut refusal = Refusal::new(Reason::RateLimited, "The rate limit is used up.")
             .header(header::RETRY_AFTER, HeaderValue::from(standing.wait_seconds().max(1)));
         refusal.problem_type = Some(PROBLEM_TYPE);
@@ -133,5 +114,29 @@ impl Tally {
             refusal.extra.push(("violated-policies", serde_json::Value::from(vec![&*limit.name])));
         }
         refusal
+    }
+}
+
+impl RateLimits {
+    /// Gives the fields that say what the limits evaluated for a request have left.
+    pub fn fields(&self, ex: &Exchange, mut put: impl FnMut(&HeaderName, FieldValue<'_>)) {
+        let inner = &self.0;
+        let Some(fields) = &ex.rate_fields else { return };
+        let policy = fields.evaluated.checked_sub(1).and_then(|last| inner.policies.get(last));
+        let (Some(limit), Some(policy)) = (inner.limits.get(fields.scarcest), policy) else { return };
+        let standing = Standing { left: fields.left, burst: fields.burst, wait: fields.wait };
+        let mut buffer = [0_u8; 320];
+        let mut rest = &mut buffer[..];
+        let fits = rest.write_all(limit.label.as_bytes()).is_ok()
+            && write_number(&mut rest, standing.left)
+            && rest.write_all(b";t=").is_ok()
+            && write_number(&mut rest, standing.wait_seconds());
+        let free = rest.len();
+        let written = buffer.get(..buffer.len() - free).unwrap_or_default();
+        // Names are checked at load, so it does fit.
+        if let (true, Some(value)) = (fits, FieldValue::text(written)) {
+            put(&RATELIMIT_POLICY, policy.into());
+            put(&RATELIMIT, value);
+        }
     }
 }

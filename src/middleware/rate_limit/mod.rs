@@ -117,7 +117,7 @@ impl RateLimits {
             return Decision::Pass;
         }
         let nanos = inner.registry.buckets.nanos(now);
-        let mut tally = Tally::resume(&inner.limits, step.start, ex.rate_fields.as_ref());
+        let mut tally = Tally::resume(step.start, ex.rate_fields.as_ref());
         for index in step.clone() {
             let Some(limit) = inner.limits.get(index) else { break };
             let key = limit.key(ex, headers);
@@ -130,10 +130,10 @@ impl RateLimits {
             };
             match outcome {
                 Ok(standing) => tally.add(index, standing),
-                Err(standing) => return Decision::Refused(tally.refuse(index, standing, &inner.limits, &inner.policies, ex)),
+                Err(standing) => return Decision::Refused(tally.refuse(index, standing, &inner.limits, ex)),
             }
         }
-        tally.write(&inner.limits, &inner.policies, ex);
+        tally.note(ex);
         Decision::Pass
     }
 }

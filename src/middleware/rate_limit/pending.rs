@@ -40,7 +40,7 @@ impl PendingCheck {
         Self { inner, step, keys, tally, now, worker: ex.worker }
     }
 
-    /// Asks, charges, and writes the fields; `Err` is the answer to send.
+    /// Asks, charges, and notes the fields; `Err` is the answer to send.
     pub async fn finish(mut self, ex: &mut Exchange) -> Result<(), Box<Refusal>> {
         let inner = self.inner.clone();
         let mut next = self.step.start;
@@ -53,9 +53,9 @@ impl PendingCheck {
                 Err(refused) => refused,
             };
             let (index, standing) = outcome;
-            return Err(self.tally.refuse(index, standing, &inner.limits, &inner.policies, ex));
+            return Err(self.tally.refuse(index, standing, &inner.limits, ex));
         }
-        self.tally.write(&inner.limits, &inner.policies, ex);
+        self.tally.note(ex);
         Ok(())
     }
 

@@ -65,9 +65,13 @@ fn refusal(decision: Decision) -> Option<Box<Refusal>> {
     }
 }
 
-fn rate_fields(ex: &Exchange) -> (&str, &str) {
-    let fields = ex.rate_fields.as_ref().unwrap();
-    (fields.policy.to_str().unwrap(), fields.limit.to_str().unwrap())
+/// `RateLimit-Policy` and `RateLimit`.
+pub(super) fn rate_fields(limits: &RateLimits, ex: &Exchange) -> (String, String) {
+    let mut found = Vec::new();
+    limits.fields(ex, |name, value| found.push((name.to_string(), String::from_utf8(value.as_bytes().to_vec()).unwrap())));
+    let [(policy, policies), (limit, left)] = <[_; 2]>::try_from(found).unwrap();
+    assert_eq!((policy.as_str(), limit.as_str()), ("ratelimit-policy", "ratelimit"));
+    (policies, left)
 }
 
 const IP: &str = "192.0.2.1";
@@ -108,7 +112,7 @@ fn burst_defaults_to_the_rates_number() {
     let mut ex = request(IP, "/");
     let refusal = gate.ask(0, &mut ex, &HeaderMap::new()).unwrap();
     assert_eq!(refusal.headers.get(RETRY_AFTER).unwrap(), "20");
-    assert_eq!(rate_fields(&ex), ("\"ip\";q=3;w=60", "\"ip\";r=0;t=20"));
+    assert_eq!(rate_fields(&gate.limits, &ex), ("\"ip\";q=3;w=60".into(), "\"ip\";r=0;t=20".into()));
 }
 
 #[test]
@@ -174,9 +178,9 @@ fn steps_take_their_own_limits_and_global_is_last() {
     let gate = Gate::new(&limits);
     let mut ex = request(IP, "/");
     assert!(refusal(gate.limits.check_address(&mut ex, &HeaderMap::new(), gate.start)).is_none());
-    assert_eq!(rate_fields(&ex).0, "\"ip\";q=7;w=1, \"path\";q=6;w=1");
+    assert_eq!(rate_fields(&gate.limits, &ex).0, "\"ip\";q=7;w=1, \"path\";q=6;w=1");
     assert!(refusal(gate.limits.check_identity(&mut ex, &HeaderMap::new(), gate.start)).is_none());
-    assert_eq!(rate_fields(&ex).0, "\"ip\";q=7;w=1, \"path\";q=6;w=1, \"user|ip\";q=8;w=1, \"global\";q=9;w=1");
+    assert_eq!(rate_fields(&gate.limits, &ex).0, "\"ip\";q=7;w=1, \"path\";q=6;w=1, \"user|ip\";q=8;w=1, \"global\";q=9;w=1");
 }
 
 #[test]
@@ -210,7 +214,7 @@ fn the_refusal_says_what_the_standards_want() {
     assert_eq!(refusal.extra, [("violated-policies", serde_json::json!(["per \"key\""]))]);
     assert_eq!(ex.rate_limit.as_deref(), Some("per \"key\""));
     // Only what was evaluated: `global` was not reached.
-    assert_eq!(rate_fields(&ex), (r#""per \"key\"";q=1;w=60"#, r#""per \"key\"";r=0;t=60"#));
+    assert_eq!(rate_fields(&gate.limits, &ex), (r#""per \"key\"";q=1;w=60"#.into(), r#""per \"key\"";r=0;t=60"#.into()));
 }
 
 #[test]
@@ -221,7 +225,7 @@ fn the_fields_show_the_limit_with_the_least_left_over_both_steps() {
     let mut ex = as_user(request(IP, "/"), "ada");
     assert!(gate.ask(0, &mut ex, &HeaderMap::new()).is_none());
     let policy = "\"ip\";q=10;w=60, \"user\";q=200;w=2, \"global\";q=10000;w=1";
-    assert_eq!(rate_fields(&ex), (policy, "\"ip\";r=9;t=6"));
+    assert_eq!(rate_fields(&gate.limits, &ex), (policy.into(), "\"ip\";r=9;t=6".into()));
     // From nine other addresses: now the user has relatively less left than each of them.
     for n in 2..60 {
         let mut ex = as_user(request(&format!("192.0.2.{n}"), "/"), "ada");
@@ -229,7 +233,7 @@ fn the_fields_show_the_limit_with_the_least_left_over_both_steps() {
     }
     let mut ex = as_user(request("192.0.2.99", "/"), "ada");
     assert!(gate.ask(0, &mut ex, &HeaderMap::new()).is_none());
-    assert_eq!(rate_fields(&ex), (policy, "\"user\";r=140;t=1"));
+    assert_eq!(rate_fields(&gate.limits, &ex), (policy.into(), "\"user\";r=140;t=1".into()));
 }
 
 #[test]
@@ -242,7 +246,7 @@ fn equal_names_get_numbers() {
     ]);
     let mut ex = request(IP, "/");
     assert!(gate.ask(0, &mut ex, &HeaderMap::new()).is_none());
-    assert_eq!(rate_fields(&ex).0, "\"ip\";q=9;w=1, \"ip-2\";q=90;w=60, \"header:x-a|ip\";q=9;w=1, \"ip-3\";q=9;w=3600");
+    assert_eq!(rate_fields(&gate.limits, &ex).0, "\"ip\";q=9;w=1, \"ip-2\";q=90;w=60, \"header:x-a|ip\";q=9;w=1, \"ip-3\";q=9;w=3600");
 }
 
 #[test]

@@ -4,16 +4,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::header::{HOST, REFERER, USER_AGENT};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Version};
+use http::{HeaderMap, HeaderValue, Method, Version};
 
 use crate::error::Reason;
-use crate::http::exchange::Scheme;
+use crate::http::exchange::{Exchange, Scheme};
+use crate::telemetry::time::since_1970;
 
 /// One request, when it has ended. All clones into it are cheap; what is `None` is left out of the line.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// When it ended.
+    /// When it began.
     pub time: SystemTime,
     /// Its id.
     pub request_id: HeaderValue,
@@ -70,5 +72,60 @@ pub struct Entry {
     /// `Referer`.
     pub referer: Option<HeaderValue>,
     /// Names of query parameters that carry credentials (decoded); their values are logged as `***`.
-    pub secret_query: Arc<[String]>,
+    pub secret_query: Option<Arc<[String]>>,
+}
+
+impl Entry {
+    /// What is known when the head of a request is there.
+    pub fn begin(ex: &Exchange, headers: &HeaderMap, secret_query: Option<Arc<[String]>>) -> Self {
+        let [host, user_agent, referer] = logged(headers);
+        Self {
+            time: SystemTime::UNIX_EPOCH + since_1970(ex.started),
+            // To share what is in memory of its own would cost more than to copy it.
+            request_id: HeaderValue::from_bytes(ex.request_id.as_bytes()).unwrap_or_else(|_| ex.request_id.clone()),
+            client_ip: ex.client_ip,
+            peer: ex.connection.peer,
+            method: ex.method.clone(),
+            scheme: ex.scheme,
+            host,
+            target: ex.target.clone(),
+            protocol: ex.version,
+            status: 0,
+            reason: None,
+            route: None,
+            user: None,
+            auth_error: None,
+            rate_limit: None,
+            upstream: None,
+            endpoint: None,
+            attempts: 0,
+            duration: Duration::ZERO,
+            upstream_time: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            complete: false,
+            parts: None,
+            grpc_status: None,
+            tls: ex.connection.tls_version,
+            user_agent,
+            referer,
+            secret_query,
+        }
+    }
+}
+
+/// `Host`, `User-Agent` and `Referer`, the first of each, in one pass: each look-up would hash.
+fn logged(headers: &HeaderMap) -> [Option<HeaderValue>; 3] {
+    let mut found = [None, None, None];
+    let [host, user_agent, referer] = &mut found;
+    for (name, value) in headers {
+        let place = match *name {
+            HOST => &mut *host,
+            USER_AGENT => &mut *user_agent,
+            REFERER => &mut *referer,
+            _ => continue,
+        };
+        place.get_or_insert_with(|| value.clone());
+    }
+    found
 }

@@ -2,13 +2,34 @@
 
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::time::Duration;
 
 use http::{HeaderValue, Version};
 
 use super::escape::{escape, plain};
 use super::{Entry, Format};
+use crate::http::client_addr::ipv4_text;
 use crate::telemetry::time::Stamp;
+
+/// A key as it stands in front of its value.
+#[derive(Clone, Copy)]
+struct Key {
+    json: &'static [u8],
+    /// With the quote that opens a string.
+    json_text: &'static [u8],
+    text: &'static [u8],
+}
+
+macro_rules! key {
+    ($name:literal) => {
+        Key {
+            json: concat!(",\"", $name, "\":").as_bytes(),
+            json_text: concat!(",\"", $name, "\":\"").as_bytes(),
+            text: concat!(" ", $name, "=").as_bytes(),
+        }
+    };
+}
 
 /// Appends the line of `entry`, its newline included.
 pub fn write(entry: &Entry, format: Format, stamp: &mut Stamp, out: &mut Vec<u8>) {
@@ -47,57 +68,59 @@ impl Line<'_> {
     }
 
     fn client(&mut self, entry: &Entry) {
-        self.header("request_id", Some(&entry.request_id));
-        self.bare("client_ip", |out| ip(entry.client_ip, out));
-        self.bare("peer", |out| socket(entry.peer, out));
+        // What a client may send as an id needs no escapes.
+        self.plain(key!("request_id"), entry.request_id.as_bytes());
+        let address = self.bare(key!("client_ip"), |out| ip(entry.client_ip, out));
+        let same = entry.peer.ip() == entry.client_ip;
+        self.bare(key!("peer"), |out| socket(entry.peer, same.then_some(address), out));
         if self.format == Format::Json {
-            self.text("method", Some(entry.method.as_str()));
+            self.plain(key!("method"), entry.method.as_str().as_bytes());
         }
-        self.text("scheme", Some(entry.scheme.as_str()));
-        self.header("host", entry.host.as_ref());
+        self.plain(key!("scheme"), entry.scheme.as_str().as_bytes());
+        self.header(key!("host"), entry.host.as_ref());
         if self.format == Format::Json {
-            self.text("path", Some(entry.target.path()));
+            self.text(key!("path"), Some(entry.target.path()));
         }
         if let Some(query) = entry.target.query().filter(|query| !query.is_empty()) {
-            self.scrubbed("query", query.as_bytes(), 0, &entry.secret_query);
+            self.scrubbed(key!("query"), query.as_bytes(), 0, entry.secret_query.as_deref().unwrap_or_default());
         }
-        self.text("protocol", Some(protocol(entry.protocol)));
+        self.plain(key!("protocol"), protocol(entry.protocol).as_bytes());
         if self.format == Format::Json {
-            self.number("status", entry.status.into());
+            self.number(key!("status"), entry.status.into());
         }
     }
 
     fn outcome(&mut self, entry: &Entry) {
-        self.text("reason", entry.reason.map(crate::error::Reason::as_str));
-        self.text("route", entry.route.as_deref());
+        self.text(key!("reason"), entry.reason.map(crate::error::Reason::as_str));
+        self.text(key!("route"), entry.route.as_deref());
         // A token need not say whose it is.
-        self.text("user", entry.user.as_deref().filter(|user| !user.is_empty()));
-        self.text("auth_error", entry.auth_error);
-        self.text("rate_limit", entry.rate_limit.as_deref());
-        self.text("upstream", entry.upstream.as_deref());
-        self.text("endpoint", entry.endpoint.as_deref());
-        self.number("attempts", entry.attempts.into());
-        self.millis("duration_ms", entry.duration);
+        self.text(key!("user"), entry.user.as_deref().filter(|user| !user.is_empty()));
+        self.text(key!("auth_error"), entry.auth_error);
+        self.text(key!("rate_limit"), entry.rate_limit.as_deref());
+        self.text(key!("upstream"), entry.upstream.as_deref());
+        self.text(key!("endpoint"), entry.endpoint.as_deref());
+        self.number(key!("attempts"), entry.attempts.into());
+        self.millis(key!("duration_ms"), entry.duration);
         if let Some(time) = entry.upstream_time {
-            self.millis("upstream_ms", time);
+            self.millis(key!("upstream_ms"), time);
         }
     }
 
     fn rest(&mut self, entry: &Entry) {
-        self.number("bytes_in", entry.bytes_in);
-        self.number("bytes_out", entry.bytes_out);
-        self.key("complete");
+        self.number(key!("bytes_in"), entry.bytes_in);
+        self.number(key!("bytes_out"), entry.bytes_out);
+        self.key(key!("complete"));
         self.out.extend_from_slice(if entry.complete { b"true" } else { b"false" });
-        self.header("parts", entry.parts.as_ref());
+        self.header(key!("parts"), entry.parts.as_ref());
         if let Some(status) = entry.grpc_status {
-            self.number("grpc_status", status.into());
+            self.number(key!("grpc_status"), status.into());
         }
-        self.text("tls", entry.tls);
-        self.header("user_agent", entry.user_agent.as_ref());
+        self.text(key!("tls"), entry.tls);
+        self.header(key!("user_agent"), entry.user_agent.as_ref());
         if let Some(referer) = entry.referer.as_ref().map(HeaderValue::as_bytes) {
             // A page whose address has a credential is the referrer of what it loads.
             let query = referer.iter().position(|byte| *byte == b'?').map_or(referer.len(), |at| at + 1);
-            self.scrubbed("referer", referer, query, &entry.secret_query);
+            self.scrubbed(key!("referer"), referer, query, entry.secret_query.as_deref().unwrap_or_default());
         }
     }
 
@@ -108,41 +131,45 @@ impl Line<'_> {
         });
     }
 
-    fn key(&mut self, key: &str) {
-        match self.format {
-            Format::Json => {
-                self.out.extend_from_slice(b",\"");
-                self.out.extend_from_slice(key.as_bytes());
-                self.out.extend_from_slice(b"\":");
-            }
-            Format::Text => {
-                self.out.push(b' ');
-                self.out.extend_from_slice(key.as_bytes());
-                self.out.push(b'=');
-            }
-        }
+    fn key(&mut self, key: Key) {
+        self.out.extend_from_slice(match self.format {
+            Format::Json => key.json,
+            Format::Text => key.text,
+        });
     }
 
-    /// A value that needs no escapes, as it is written by `write`.
-    fn bare(&mut self, key: &str, write: impl FnOnce(&mut Vec<u8>)) {
-        self.key(key);
-        match self.format {
-            Format::Json => {
-                self.out.push(b'"');
-                write(self.out);
-                self.out.push(b'"');
-            }
-            Format::Text => write(self.out),
+    /// A value that needs no escapes and no quotes in text, as it is written by `write`; says where it stands.
+    fn bare(&mut self, key: Key, write: impl FnOnce(&mut Vec<u8>)) -> Range<usize> {
+        let start = self.open(key);
+        write(self.out);
+        let end = self.out.len();
+        if self.format == Format::Json {
+            self.out.push(b'"');
         }
+        start..end
     }
 
-    fn number(&mut self, key: &str, value: u64) {
+    /// The key, and in JSON the quote of a string; says where the value begins.
+    fn open(&mut self, key: Key) -> usize {
+        self.out.extend_from_slice(match self.format {
+            Format::Json => key.json_text,
+            Format::Text => key.text,
+        });
+        self.out.len()
+    }
+
+    /// A value that needs no escapes.
+    fn plain(&mut self, key: Key, value: &[u8]) {
+        self.value(key, value, |out| out.extend_from_slice(value));
+    }
+
+    fn number(&mut self, key: Key, value: u64) {
         self.key(key);
         number(value, self.out);
     }
 
     /// Milliseconds with three decimals.
-    fn millis(&mut self, key: &str, duration: Duration) {
+    fn millis(&mut self, key: Key, duration: Duration) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         self.number(key, micros / 1000);
         let decimals = micros % 1000;
@@ -150,24 +177,24 @@ impl Line<'_> {
         self.out.extend_from_slice(&[b'.', digit(decimals / 100), digit(decimals / 10), digit(decimals)]);
     }
 
-    fn header(&mut self, key: &str, value: Option<&HeaderValue>) {
+    fn header(&mut self, key: Key, value: Option<&HeaderValue>) {
         if let Some(value) = value {
             self.bytes(key, value.as_bytes());
         }
     }
 
-    fn text(&mut self, key: &str, value: Option<&str>) {
+    fn text(&mut self, key: Key, value: Option<&str>) {
         if let Some(value) = value {
             self.bytes(key, value.as_bytes());
         }
     }
 
-    fn bytes(&mut self, key: &str, value: &[u8]) {
+    fn bytes(&mut self, key: Key, value: &[u8]) {
         self.value(key, value, |out| escape(value, out));
     }
 
     /// `value`, whose query begins at `query`, with `***` for the credentials in it.
-    fn scrubbed(&mut self, key: &str, value: &[u8], query: usize, secrets: &[String]) {
+    fn scrubbed(&mut self, key: Key, value: &[u8], query: usize, secrets: &[String]) {
         let (before, query) = value.split_at(query.min(value.len()));
         self.value(key, value, |out| {
             escape(before, out);
@@ -175,11 +202,10 @@ impl Line<'_> {
         });
     }
 
-    fn value(&mut self, key: &str, raw: &[u8], write: impl FnOnce(&mut Vec<u8>)) {
-        self.key(key);
+    fn value(&mut self, key: Key, raw: &[u8], write: impl FnOnce(&mut Vec<u8>)) {
+        self.open(key);
         match self.format {
             Format::Json => {
-                self.out.push(b'"');
                 write(self.out);
                 self.out.push(b'"');
             }
@@ -270,12 +296,8 @@ fn number(mut value: u64, out: &mut Vec<u8>) {
 fn ip(address: IpAddr, out: &mut Vec<u8>) {
     match address {
         IpAddr::V4(address) => {
-            for (index, octet) in address.octets().into_iter().enumerate() {
-                if index > 0 {
-                    out.push(b'.');
-                }
-                number(octet.into(), out);
-            }
+            let (text, length) = ipv4_text(address);
+            out.extend_from_slice(text.get(..length).unwrap_or_default());
         }
         IpAddr::V6(address) => {
             // Writing into memory cannot fail.
@@ -284,16 +306,16 @@ fn ip(address: IpAddr, out: &mut Vec<u8>) {
     }
 }
 
-fn socket(address: SocketAddr, out: &mut Vec<u8>) {
-    match address {
-        SocketAddr::V4(address) => ip((*address.ip()).into(), out),
-        SocketAddr::V6(address) => {
-            out.push(b'[');
-            ip((*address.ip()).into(), out);
-            out.push(b']');
-        }
+/// `known` is where the address stands in `out` already, if it does.
+fn socket(address: SocketAddr, known: Option<Range<usize>>, out: &mut Vec<u8>) {
+    if address.is_ipv6() {
+        out.push(b'[');
     }
-    out.push(b':');
+    match known {
+        Some(place) => out.extend_from_within(place),
+        None => ip(address.ip(), out),
+    }
+    out.extend_from_slice(if address.is_ipv6() { b"]:" } else { b":" });
     number(address.port().into(), out);
 }
 

@@ -39,7 +39,7 @@ pub(super) fn entry() -> Entry {
         tls: None,
         user_agent: None,
         referer: None,
-        secret_query: Arc::from([]),
+        secret_query: None,
     }
 }
 

@@ -40,7 +40,7 @@ fn full() -> Entry {
         tls: Some("TLSv1.3"),
         user_agent: Some(HeaderValue::from_static("curl/8.5.0")),
         referer: Some(HeaderValue::from_static("https://x/?key=s3cret&a=1")),
-        secret_query: Arc::from(["key".to_owned()]),
+        secret_query: Some(Arc::from(["key".to_owned()])),
         ..entry()
     }
 }
@@ -150,8 +150,13 @@ fn numbers_are_written_in_full() {
 #[test]
 fn addresses_are_written_as_the_standard_library_does() {
     for text in ["127.0.0.1:80", "255.10.0.9:65535", "[::1]:1", "[2001:db8::ff00:42:8329]:443", "[::ffff:1.2.3.4]:5"] {
-        let mut out = Vec::new();
-        socket(text.parse().unwrap(), &mut out);
-        assert_eq!(String::from_utf8(out).unwrap(), text);
+        let (address, mut out): (SocketAddr, _) = (text.parse().unwrap(), Vec::new());
+        socket(address, None, &mut out);
+        assert_eq!(out, text.as_bytes());
+        out.clear();
+        ip(address.ip(), &mut out);
+        let known = 0..out.len();
+        socket(address, Some(known.clone()), &mut out);
+        assert_eq!(out.split_off(known.end), text.as_bytes());
     }
 }

@@ -1,0 +1,121 @@
+//! Field lines that the gateway makes, as the bytes that they go out as.
+
+use http::HeaderName;
+
+use super::encode::field;
+
+/// Room for the lines of the usual rules, so that the buffer need not grow.
+const ROOM: usize = 512;
+
+/// Whole lines, each written as `name: value` with CR LF behind it.
+#[derive(Clone, Debug, Default)]
+pub struct Made {
+    bytes: Vec<u8>,
+    names: Names,
+}
+
+/// Which names there may be, a bit for each: one whose bit is missing need not be looked for. What was removed leaves its bit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Names(u64);
+
+impl Names {
+    /// Notes a name, in any case.
+    pub fn add(&mut self, name: &[u8]) {
+        self.0 |= Self::bit(name);
+    }
+
+    /// Whether `name` may be there.
+    pub fn may_have(self, name: &[u8]) -> bool {
+        self.0 & Self::bit(name) != 0
+    }
+
+    /// By length and first letter, in either case. Names that differ only in `-` and `_` have the same bit.
+    fn bit(name: &[u8]) -> u64 {
+        let first = match name.first() {
+            Some(b'_') => b'-',
+            Some(first) => *first,
+            None => 0,
+        };
+        1 << ((name.len() ^ usize::from(first | 0x20)) % 64)
+    }
+}
+
+impl Made {
+    /// Writes a line behind the others.
+    pub fn push(&mut self, name: &HeaderName, value: &[u8]) {
+        let name = name.as_str();
+        self.names.add(name.as_bytes());
+        self.reserve(name.len() + value.len() + 4);
+        field(&mut self.bytes, name, value);
+    }
+
+    /// Puts `kept` in front, lines of a message whose names are among `names`.
+    pub(super) fn put_in_front<'l>(&mut self, names: Names, kept: impl Iterator<Item = &'l [u8]>) {
+        let mut bytes = Vec::with_capacity(self.bytes.capacity().max(ROOM));
+        kept.for_each(|line| bytes.extend_from_slice(line));
+        bytes.extend_from_slice(&self.bytes);
+        self.bytes = bytes;
+        self.names.0 |= names.0;
+    }
+
+    fn reserve(&mut self, more: usize) {
+        if self.bytes.capacity() == 0 {
+            self.bytes.reserve(more.max(ROOM));
+        }
+    }
+
+    /// The lines.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether a line of this name may be there.
+    pub fn may_have(&self, name: &HeaderName) -> bool {
+        self.names.may_have(name.as_str().as_bytes())
+    }
+
+    /// The lines one by one, line ends included.
+    pub fn each(&self) -> impl Iterator<Item = &[u8]> {
+        lines(&self.bytes)
+    }
+
+    /// Removes the lines that `fits` is true for.
+    pub fn drop_lines(&mut self, fits: impl Fn(&[u8]) -> bool) {
+        if !self.each().any(&fits) {
+            return;
+        }
+        let mut kept = Vec::with_capacity(self.bytes.capacity());
+        self.each().filter(|line| !fits(line)).for_each(|line| kept.extend_from_slice(line));
+        self.bytes = kept;
+    }
+}
+
+/// Whole lines one by one, line ends included.
+pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes.split_inclusive(|&byte| byte == b'\n')
+}
+
+/// What stands behind the name, if that is `name` (in lower case) as `same` compares the letters of both; those of the line are given as
+/// lower case.
+fn behind<'l>(line: &'l [u8], name: &[u8], same: impl Fn(u8, u8) -> bool) -> Option<&'l [u8]> {
+    let (own, rest) = line.split_at_checked(name.len())?;
+    let fits = rest.first() == Some(&b':') && own.iter().zip(name).all(|(&own, &other)| same(own.to_ascii_lowercase(), other));
+    fits.then_some(rest)
+}
+
+/// The value of a line, if its name is `name`.
+pub fn value<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
+    let rest = behind(line, name, |own, other| own == other)?;
+    rest.get(2..rest.len().saturating_sub(2))
+}
+
+/// Whether a line's name is `name`, or the same but for `-` and `_`.
+pub fn is_like(line: &[u8], name: &[u8]) -> bool {
+    let dashed = |byte| if byte == b'_' { b'-' } else { byte };
+    behind(line, name, |own, other| dashed(own) == dashed(other)).is_some()
+}
+
+/// Whether a line's name begins with `prefix`, which is in lower case.
+pub fn begins(line: &[u8], prefix: &[u8]) -> bool {
+    line.get(..prefix.len()).is_some_and(|own| own.eq_ignore_ascii_case(prefix))
+}
