@@ -146,7 +146,8 @@ fn winner(out: &mut String, snapshot: &Snapshot, index: usize, exchange: &Exchan
     policies(route, &mut step);
     let proxied = matches!(route.target, resolve::Target::Upstream(_) | resolve::Target::Split(_));
     if let Some((mirror, _)) = route.mirror.as_ref().filter(|_| proxied) {
-        step("mirror", format!("{} to {}", mirror.percent, target(snapshot, &resolve::Target::Upstream(mirror.upstream.clone()))));
+        let shadow = target(snapshot, &resolve::Target::Upstream(mirror.upstream.clone()));
+        step("mirror", format!("{} to {shadow}, linger {}", mirror.percent, mirror.linger));
     }
     step("target", target(snapshot, &route.target));
     if let resolve::Target::Aggregate(aggregate) = &route.target {
@@ -316,11 +317,14 @@ routes:
 ";
         let shown = |path| explained(yaml, path);
         for (path, lines) in [
-            ("/one?x=1", ["mirror        10% to upstream b (http://127.0.0.1:2)", "target        upstream a (http://127.0.0.1:1)"]),
+            (
+                "/one?x=1",
+                ["mirror        10% to upstream b (http://127.0.0.1:2), linger 1s", "target        upstream a (http://127.0.0.1:1)"],
+            ),
             (
                 "/split",
                 [
-                    "mirror        10% to upstream b (http://127.0.0.1:2)",
+                    "mirror        10% to upstream b (http://127.0.0.1:2), linger 1s",
                     "target        split 9 x a (http://127.0.0.1:1), 1 x b (http://127.0.0.1:2) by cookie:session, ip",
                 ],
             ),

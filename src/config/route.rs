@@ -286,11 +286,18 @@ pub struct Mirror {
     /// Share of the requests copied.
     #[serde(default = "Mirror::default_percent")]
     pub percent: Percent,
+    /// How long the mirror's answer is still read, and thrown away, once the request is over; then the copy's connection is closed.
+    #[serde(default = "Mirror::default_linger")]
+    pub linger: Duration,
 }
 
 impl Mirror {
     fn default_percent() -> Percent {
         Percent(100.0)
+    }
+
+    fn default_linger() -> Duration {
+        Duration::from_secs(1)
     }
 }
 

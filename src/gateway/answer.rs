@@ -20,6 +20,7 @@ use crate::http::connection::Link;
 use crate::http::grpc_web;
 use crate::telemetry::access_log::Entry;
 use crate::upstream::body::{BodyError, UpstreamBody};
+use crate::upstream::copy::Original;
 
 /// Pieces below this are copied where they may have to wait.
 const SMALL: usize = 2 << 10;
@@ -257,6 +258,8 @@ pub struct Finish {
     pub grpc: bool,
     /// `grpc-status`, once it is known.
     pub grpc_status: Option<u8>,
+    /// What its copy for a mirror waits for: that this is dropped.
+    pub original: Option<Original>,
 }
 
 impl Finish {

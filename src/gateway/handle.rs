@@ -265,6 +265,7 @@ fn finish(snapshot: &Arc<View>, link: &Link, ex: &Exchange, head: &request::Part
         entry,
         grpc: false,
         grpc_status: None,
+        original: None,
     }
 }
 

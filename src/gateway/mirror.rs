@@ -1,7 +1,8 @@
 //! Sending copies of requests to a mirror: beside the request, never in its way.
 //!
 //! A copy has a task of its own from the start. It shares nothing with the request but the bytes of the body, which it gets when the
-//! client has sent the last of them, and it ends by itself: at the route's `timeout`, whatever the shadow does.
+//! client has sent the last of them, and it ends with the request ([`CopyTime`]): at the latest at the route's `timeout`, whatever the
+//! shadow does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use crate::targets::mirror::{Mirror, Place, Room};
 use crate::telemetry::metrics::{Mirrored, RouteMetrics};
 use crate::upstream::call::{Call, CallBody, Limit, Trace};
 use crate::upstream::client::send;
+use crate::upstream::copy::CopyTime;
+use crate::upstream::failure::Failure;
 use crate::upstream::retry::idempotent;
 
 /// Longest answer of a shadow that is read so that its connection can be kept; a longer one closes it.
@@ -70,13 +73,16 @@ struct Copy {
     grpc_web: Option<grpc_web::Call>,
     hash: Option<u64>,
     needs_h2: bool,
+    original: oneshot::Sender<()>,
+    /// Longest time from the end of the client's body.
     time: Duration,
+    linger: Duration,
     _place: Place,
 }
 
 impl Route {
     /// Copies a request to the route's mirror, if it is chosen. `headers` and `target` are what goes upstream.
-    pub(super) fn copy(&self, ex: &Exchange, cx: &Context<'_>, target: &PathAndQuery, headers: &HeaderMap, host: Option<&HeaderValue>) {
+    pub(super) fn copy(&self, ex: &Exchange, cx: &mut Context<'_>, target: &PathAndQuery, headers: &HeaderMap, host: Option<&HeaderValue>) {
         let Some(mirror) = self.mirror.as_ref().filter(|mirror| mirror.mirror.chooses(crate::random::next())) else { return };
         let Some(place) = mirror.mirror.enter(ex.worker) else {
             return self.metrics.mirrored(ex.worker, Mirrored::Dropped);
@@ -88,6 +94,9 @@ impl Route {
                 None => return self.metrics.mirrored(ex.worker, Mirrored::Skipped),
             },
         };
+        let Some(finish) = cx.pending.get() else { return };
+        let (original, held) = oneshot::channel();
+        finish.original = Some(held);
         let copy = Copy {
             worker: ex.worker,
             handle: mirror.handle.clone(),
@@ -99,7 +108,9 @@ impl Route {
             grpc_web: cx.grpc_web,
             hash: hash_of(&mirror.handle.upstream, ex, headers),
             needs_h2: cx.grpc || cx.grpc_web.is_some(),
+            original,
             time: self.timeout.or(self.idle_timeout).unwrap_or(LONGEST),
+            linger: mirror.mirror.linger(),
             _place: place,
         };
         tokio::spawn(account(copy, Arc::clone(&self.metrics)));
@@ -112,16 +123,23 @@ async fn account(copy: Copy, metrics: Arc<RouteMetrics>) {
 }
 
 impl Copy {
-    async fn run(self) -> Mirrored {
+    async fn run(mut self) -> Mirrored {
         let body = match self.body {
             None => CallBody::Empty,
-            Some(body) => match body.await {
-                Ok(copied) => call_body(copied, self.grpc_web),
-                // It was too long, or never complete.
-                Err(_) => return Mirrored::Skipped,
-            },
+            Some(body) => {
+                let copied = tokio::select! {
+                    biased;
+                    copied = body => copied.ok(),
+                    () = self.original.closed() => None,
+                };
+                match copied {
+                    Some(copied) => call_body(copied, self.grpc_web),
+                    // It was too long, or not complete when the request was over.
+                    None => return Mirrored::Skipped,
+                }
+            }
         };
-        let deadline = Instant::now() + self.time;
+        let time = CopyTime::new(self.original, Instant::now() + self.time, self.linger);
         let mut call = Call {
             worker: self.worker,
             begun: Instant::now(),
@@ -133,7 +151,7 @@ impl Copy {
             body,
             retry: None,
             hash: &move || self.hash,
-            limit: Limit::Until(Some(deadline)),
+            limit: Limit::Copy(&time),
             needs_h2: self.needs_h2,
             added: None,
             as_lines: false,
@@ -141,6 +159,8 @@ impl Copy {
         let sent = send(&self.handle.upstream, &self.handle.metrics, &mut call, &mut Trace::default()).await;
         let mut answer = match sent {
             Ok(reply) => reply.whole().into_body(),
+            Err(_) if time.was_sent() => return Mirrored::Sent,
+            Err(failure) if failure == Failure::ANSWERED => return Mirrored::Late,
             Err(failure) => {
                 tracing::debug!(upstream = &*self.handle.upstream.name, reason = failure.reason.as_str(), "a mirrored request failed");
                 return Mirrored::Failed;
@@ -156,7 +176,7 @@ impl Copy {
             }
         };
         // Whether it ends in time makes no difference: nobody reads it.
-        let _ = tokio::time::timeout_at(deadline.into(), drain).await;
+        let _ = time.stay(drain).await;
         Mirrored::Sent
     }
 }

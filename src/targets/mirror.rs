@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use crate::config::resolve::Target;
 use crate::config::{At, Problems, route};
@@ -14,6 +15,7 @@ const MOST_PER_WORKER: usize = 128;
 pub struct Mirror {
     /// Numbers below it, of all of `u64`, are copied.
     share: u128,
+    linger: Duration,
     room: Arc<Room>,
 }
 
@@ -33,7 +35,7 @@ impl Mirror {
                 // Exact for 0 % and 100 %; rounded in the 53rd bit between them.
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
                 let share = (written.percent.fraction().clamp(0.0, 1.0) * 2_f64.powi(64)) as u128;
-                Some(Some(Self { share, room: Arc::clone(room) }))
+                Some(Some(Self { share, linger: written.linger.get(), room: Arc::clone(room) }))
             }
             Target::Aggregate(_) | Target::Respond(_) | Target::Redirect(_) if at == own => {
                 problems
@@ -50,13 +52,19 @@ impl Mirror {
         u128::from(random) < self.share
     }
 
+    /// How long the connection of a copy lingers once the request is over.
+    pub fn linger(&self) -> Duration {
+        self.linger
+    }
+
     /// Room for a copy; `None` while too many are under way.
     pub fn enter(&self, worker: usize) -> Option<Place> {
         self.room.enter(worker)
     }
 }
 
-/// Copies under way, of all routes together. It lives as long as the gateway, for copies outlive reloads.
+/// Copies under way, of all routes together, those whose connections linger included. It lives as long as the gateway, for copies outlive
+/// reloads.
 #[derive(Debug)]
 pub struct Room(Box<[Count]>);
 
@@ -99,8 +107,12 @@ mod tests {
     use super::*;
     use crate::units::Percent;
 
+    fn written(percent: f64) -> route::Mirror {
+        route::Mirror { upstream: "shadow".to_owned(), percent: Percent(percent), linger: crate::units::Duration::from_secs(1) }
+    }
+
     fn mirror(percent: f64) -> Mirror {
-        let written = route::Mirror { upstream: "shadow".to_owned(), percent: Percent(percent) };
+        let written = written(percent);
         let (at, target) = (At::main("routes"), Target::Upstream("users".to_owned()));
         Mirror::compile(&written, &at, &at, &target, &Room::new(2), &mut Problems::default()).flatten().unwrap()
     }
@@ -131,7 +143,7 @@ mod tests {
 
     #[test]
     fn what_is_not_proxied_cannot_be_copied() {
-        let written = route::Mirror { upstream: "shadow".to_owned(), percent: Percent(50.0) };
+        let written = written(50.0);
         let (own, group) = (At::main("routes").index(1).key("mirror"), At::main("routes").key("mirror"));
         let target = Target::Respond(route::Respond::default());
         let mut problems = Problems::default();

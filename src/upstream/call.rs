@@ -15,6 +15,7 @@ use crate::error::Reason;
 use crate::http::body::{BoxedBody, ClientBody, RequestBody};
 use crate::http::clock::{Clock, Expired};
 use crate::http::headers::Added;
+use crate::upstream::copy::CopyTime;
 use crate::upstream::failure::Failure;
 use crate::upstream::h1;
 use crate::upstream::retry::{Retriable, RetryPolicy};
@@ -27,6 +28,8 @@ pub enum Limit<'a> {
     Clock(&'a Clock),
     /// Until this time.
     Until(Option<Instant>),
+    /// As long as a copy of a request may take.
+    Copy(&'a CopyTime),
 }
 
 /// The body of a call.
@@ -105,9 +108,12 @@ pub(super) enum Deadline {
 }
 
 /// What was over first.
+#[derive(Clone, Copy)]
 pub(super) enum Over {
     Total(Expired),
     PerTry,
+    /// The request of which this is a copy.
+    Answered,
 }
 
 impl Limit<'_> {
@@ -116,7 +122,7 @@ impl Limit<'_> {
         match (deadline, self) {
             (Deadline::At(at), _) => Some(at),
             (Deadline::Attempt { picked, span }, Self::Clock(clock)) => clock.after_body(picked, span, now),
-            (Deadline::Attempt { picked, span }, Self::Until(_)) => Some(picked + span),
+            (Deadline::Attempt { picked, span }, Self::Until(_) | Self::Copy(_)) => Some(picked + span),
         }
     }
 
@@ -130,6 +136,7 @@ impl Limit<'_> {
         let total = match self {
             Self::Clock(_) => None,
             Self::Until(total) => total,
+            Self::Copy(copy) => Some(copy.until()),
         };
         total.into_iter().chain(step).min()
     }
@@ -138,14 +145,17 @@ impl Limit<'_> {
         let is_past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         match self {
             Self::Until(total) if is_past(total) => Some(Over::Total(Expired::Timeout)),
-            Self::Until(_) | Self::Clock(_) => is_past(deadline.and_then(|deadline| self.end_of(deadline, now))).then_some(Over::PerTry),
+            Self::Copy(copy) if is_past(Some(copy.until())) => Some(Over::Total(Expired::Timeout)),
+            Self::Until(_) | Self::Copy(_) | Self::Clock(_) => {
+                is_past(deadline.and_then(|deadline| self.end_of(deadline, now))).then_some(Over::PerTry)
+            }
         }
     }
 
     fn expired(self) -> Option<Over> {
         match self {
             Self::Clock(clock) => clock.expired().map(Over::Total),
-            Self::Until(_) => None,
+            Self::Until(_) | Self::Copy(_) => None,
         }
     }
 
@@ -162,6 +172,12 @@ impl Limit<'_> {
         };
         let mut sleep = pin!(tokio::time::sleep_until(look.into()));
         std::future::poll_fn(|cx| {
+            // Asked first: after its end nothing of a copy is sent any more.
+            if let Self::Copy(copy) = self
+                && copy.poll_over(cx).is_ready()
+            {
+                return Poll::Ready(Err(Over::Answered));
+            }
             if let Poll::Ready(output) = future.as_mut().poll(cx) {
                 return Poll::Ready(Ok(output));
             }
@@ -193,6 +209,7 @@ impl Over {
                 Some(Retriable::Timeout),
                 FailKind::Timeout,
             ),
+            Self::Answered => Failure::ANSWERED,
         }
     }
 }
@@ -269,6 +286,7 @@ impl Call<'_> {
         let until = match self.limit {
             Limit::Clock(clock) => clock.deadline(now),
             Limit::Until(until) => until,
+            Limit::Copy(copy) => Some(copy.until()),
         };
         until.is_none_or(|until| now + wait < until)
     }

@@ -1,7 +1,9 @@
 //! Sending one request to an upstream: pick an endpoint, get a connection, send, and try again where that is safe.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,11 +18,12 @@ use crate::telemetry::events;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::attempt::{Attempt, FailKind};
 use crate::upstream::body::{Source, UpstreamBody};
-use crate::upstream::call::{Call, Deadline, Over, Trace};
+use crate::upstream::call::{Call, Deadline, Limit, Over, Trace};
 use crate::upstream::connect::{ConnectError, Sender};
+use crate::upstream::copy::watch;
 use crate::upstream::failure::{Failure, source, wrong};
 use crate::upstream::h1::H1;
-use crate::upstream::pool::Lease;
+use crate::upstream::pool::{Apart, Lease};
 use crate::upstream::restart::Comeback;
 use crate::upstream::retry::{Retriable, RetryAfter, RetryPolicy, retry_after};
 use crate::upstream::{Endpoint, PickArgs, PickError, Upstream};
@@ -283,7 +286,11 @@ async fn on_endpoint(
                     Err(error) => Ok(Err(error)),
                 };
                 match answered {
-                    Err(over) => return Err(over.failure()),
+                    Err(over) => {
+                        let (sent, head) = (connection.is_sent(), std::future::poll_fn(|cx| connection.poll_head(cx)));
+                        let head = Box::pin(call.limit.linger(over, sent, head)).await?;
+                        return answer(head, connection).map(|reply| (reply, leased));
+                    }
                     Ok(Ok(head)) => return answer(head, connection).map(|reply| (reply, leased)),
                     Ok(Err(error)) => unanswered(call, &mut connection, &error),
                 }
@@ -362,8 +369,20 @@ async fn over_h2(
     per_try: Option<Deadline>,
 ) -> Result<Result<Response<Source>, Unanswered>, Failure> {
     let request: Request<RequestBody> = call.request(endpoint);
-    let mut error = match call.limit.run(per_try, sender.try_send_request(request)).await {
-        Err(over) => return Err(over.failure()),
+    let (request, taken) = match call.limit {
+        Limit::Clock(_) | Limit::Until(_) => (request, None),
+        Limit::Copy(_) => {
+            let (request, taken) = watch(request);
+            (request, Some(taken))
+        }
+    };
+    let mut sending = pin!(sender.try_send_request(request));
+    let mut error = match call.limit.run(per_try, sending.as_mut()).await {
+        Err(over) => {
+            // What the connection has taken, it sends as soon as it can.
+            let sent = taken.is_some_and(|taken| taken.load(Relaxed));
+            return call.limit.linger(over, sent, sending).await.map(|response| Ok(response.map(Source::H2)));
+        }
         Ok(Ok(response)) if response.status().is_informational() => {
             return Err(wrong("The upstream switched protocols without being asked."));
         }
@@ -389,16 +408,15 @@ async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, p
     let pool = &endpoint.pool;
     let give_up = Instant::now() + timeout;
     loop {
-        match call.limit.run(per_try, pool.connect(call.worker, &addresses, timeout)).await {
+        let apart = matches!(call.limit, Limit::Copy(_)).then(|| noting(endpoint));
+        match call.limit.run(per_try, pool.connect(call.worker, &addresses, timeout, apart)).await {
             Err(over) => return Err(over.failure()),
             Ok(Some(Ok(lease))) => {
                 endpoint.state.reach.took();
                 return Ok(lease);
             }
             Ok(Some(Err(error))) => {
-                if let Some(error) = endpoint.state.unreached.note(&error, Instant::now()) {
-                    events::endpoint_unreached(&endpoint.upstream_state().name, &endpoint.id, &error);
-                }
+                note_unreached(endpoint, &error);
                 return Err(Failure::of_connect(&error));
             }
             // Another request was faster to the last free place.
@@ -421,6 +439,19 @@ async fn connect(endpoint: &Arc<Endpoint>, call: &Call<'_>, timeout: Duration, p
     }
 }
 
+/// Notes why `endpoint` could not be connected to.
+fn note_unreached(endpoint: &Endpoint, error: &ConnectError) {
+    if let Some(error) = endpoint.state.unreached.note(error, Instant::now()) {
+        events::endpoint_unreached(&endpoint.upstream_state().name, &endpoint.id, &error);
+    }
+}
+
+/// The same for a copy, which may be gone when the error is known.
+fn noting(endpoint: &Arc<Endpoint>) -> Apart {
+    let endpoint = Arc::clone(endpoint);
+    Box::new(move |error| note_unreached(&endpoint, error))
+}
+
 /// Waits for room until `give_up`.
 pub(super) async fn wait_for(room: impl Future<Output = bool>, call: &Call<'_>, give_up: Instant) -> Result<(), Failure> {
     // What is free at once is looked at again and again only while there is time: another request may always be faster.
@@ -433,7 +464,7 @@ pub(super) async fn wait_for(room: impl Future<Output = bool>, call: &Call<'_>, 
             tokio::task::yield_now().await;
             Ok(())
         }
-        Err(Over::Total(expired)) => Err(Failure::of_expiry(expired)),
+        Err(over @ (Over::Total(_) | Over::Answered)) => Err(over.failure()),
         Ok(false) | Err(Over::PerTry) => Err(NO_ROOM),
     }
 }

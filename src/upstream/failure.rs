@@ -25,6 +25,9 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// It was a copy, and the request is over.
+    pub const ANSWERED: Self = Self::new(Reason::ClientClosed, "The request was over before its copy.");
+
     pub(super) const fn new(reason: Reason, detail: &'static str) -> Self {
         Self { reason, detail, retriable: None, kind: None }
     }

@@ -13,6 +13,7 @@ pub mod call;
 pub mod client;
 mod compile;
 pub mod connect;
+pub mod copy;
 pub mod endpoint;
 mod eyeballs;
 pub mod failure;

@@ -65,6 +65,9 @@ struct Kept {
 /// The outcome of a connection, once there is one.
 type Opening = watch::Receiver<Option<Result<(), ConnectError>>>;
 
+/// Told why there is no connection, by who may not wait for it.
+pub type Apart = Box<dyn FnOnce(&ConnectError) + Send>;
+
 /// What is known of an endpoint's protocol.
 const UNKNOWN: u8 = 0;
 const HTTP_1: u8 = 1;
@@ -227,7 +230,8 @@ impl EndpointPool {
     }
 
     /// A new connection, or `None` when `max_connections` are open and none of them can be used. Where connections are shared (HTTP/2), requests
-    /// of a worker wait for one that is under way instead of opening one each.
+    /// of a worker wait for one that is under way instead of opening one each. So does, once, who may leave before there is one: with
+    /// `apart` it is made all the same, for whoever comes next.
     ///
     /// # Errors
     /// [`ConnectError`]; [`ConnectError::Timeout`] after `timeout`.
@@ -236,9 +240,11 @@ impl EndpointPool {
         worker: usize,
         addresses: &[SocketAddr],
         timeout: Duration,
+        mut apart: Option<Apart>,
     ) -> Option<Result<Lease, ConnectError>> {
-        while self.spoken.load(Relaxed) != HTTP_1 {
-            let Some(mut outcome) = self.opening(worker, addresses, timeout) else { return self.borrow(worker).map(Ok) };
+        let mut wait = apart.is_some() && self.max_idle > 0;
+        while std::mem::take(&mut wait) || self.spoken.load(Relaxed) != HTTP_1 {
+            let Some(mut outcome) = self.opening(worker, addresses, timeout, &mut apart) else { return self.borrow(worker).map(Ok) };
             let failed = match outcome.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.as_ref().and_then(|outcome| outcome.as_ref().err().map(ConnectError::again)),
                 // Its task ended without an outcome: the runtime is stopping.
@@ -263,7 +269,7 @@ impl EndpointPool {
     }
 
     /// The shared connection that is under way for this worker; begins one if there is none. `None` when none may be opened.
-    fn opening(self: &Arc<Self>, worker: usize, addresses: &[SocketAddr], timeout: Duration) -> Option<Opening> {
+    fn opening(self: &Arc<Self>, worker: usize, addresses: &[SocketAddr], timeout: Duration, apart: &mut Option<Apart>) -> Option<Opening> {
         if let Some(opening) = &self.shard(worker).opening {
             return Some(opening.clone());
         }
@@ -271,7 +277,7 @@ impl EndpointPool {
         let (done, opening) = watch::channel(None);
         self.shard(worker).opening = Some(opening.clone());
         // A task of its own: the request that began it may leave while others wait.
-        let (pool, addresses) = (Arc::clone(self), addresses.to_vec());
+        let (pool, addresses, apart) = (Arc::clone(self), addresses.to_vec(), apart.take());
         tokio::spawn(async move {
             let streams = Arc::clone(&open.streams);
             let outcome = tokio::time::timeout(timeout, pool.destination.connect(&addresses, open)).await;
@@ -281,6 +287,9 @@ impl EndpointPool {
                 }
             });
             pool.shard(worker).opening = None;
+            if let (Some(failed), Err(error)) = (apart, &outcome) {
+                failed(error);
+            }
             done.send_replace(Some(outcome));
         });
         Some(opening)

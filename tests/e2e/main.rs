@@ -38,6 +38,7 @@ mod keep_alive;
 mod limits;
 mod metrics;
 mod mirror;
+mod mirror_time;
 mod normalisation;
 mod outside;
 mod panics;

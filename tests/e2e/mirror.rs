@@ -6,22 +6,63 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::get;
 use crate::support::upstream::Unreachable;
-use crate::support::{Gate, Gateway, Refused, Then, Upstream, eventually};
+use crate::support::{Conn, Gate, Gateway, Refused, Then, Upstream, eventually};
 
-fn mirrored(route: &str, mirror: &str) -> String {
+pub fn mirrored(route: &str, mirror: &str) -> String {
     format!(
         "upstreams:\n  up: {{ endpoints: [http://@0] }}\n  shadow: {{ endpoints: [http://@1], connect_timeout: 300ms }}\n\
          routes:\n  - {{ name: all, match: /*, upstream: up, {route} mirror: {mirror} }}\n"
     )
 }
 
-fn result(gateway: &Gateway, result: &str, count: f64) {
-    gateway.metric_becomes(&format!("gateway_mirrored_total{{route=\"all\",result=\"{result}\"}}"), count);
+fn series(result: &str) -> String {
+    format!("gateway_mirrored_total{{route=\"all\",result=\"{result}\"}}")
+}
+
+pub fn result(gateway: &Gateway, result: &str, count: f64) {
+    gateway.metric_becomes(&series(result), count);
+}
+
+/// How many copies have arrived. A copy that has not when its request is over is given up, so what is tested of others waits for this.
+#[derive(Clone, Default)]
+pub struct Copies(Arc<AtomicUsize>);
+
+impl Copies {
+    /// A copy has arrived.
+    pub fn arrived(&self) {
+        self.0.fetch_add(1, SeqCst);
+    }
+    /// Waits for so many.
+    pub fn wait_for(&self, count: usize) {
+        eventually("the copy", || (self.0.load(SeqCst) >= count).then_some(()));
+    }
+    /// A shadow that counts here, and answers as `handler` does.
+    pub fn shadow(&self, handler: impl Fn(&mut Conn) -> Then + Send + Sync + 'static) -> Upstream {
+        let copies = self.clone();
+        Upstream::serve(move |_, conn| {
+            copies.arrived();
+            handler(conn)
+        })
+    }
+    /// An upstream for one client that answers each request when its copy has arrived, up to `most`.
+    pub fn main(&self, most: usize, handler: impl Fn(&mut Conn) -> Then + Send + Sync + 'static) -> Upstream {
+        let (copies, asked) = (self.clone(), AtomicUsize::new(0));
+        Upstream::serve(move |_, conn| {
+            copies.wait_for((asked.fetch_add(1, SeqCst) + 1).min(most));
+            handler(conn)
+        })
+    }
+}
+
+/// An upstream that answers `main` when the copy has arrived at the shadow, which answers `shadow`.
+pub fn pair() -> (Upstream, Upstream) {
+    let copies = Copies::default();
+    (copies.main(usize::MAX, |conn| conn.ok("main")), copies.shadow(|conn| conn.ok("shadow")))
 }
 
 #[test]
 fn the_copy_is_what_the_upstream_gets() {
-    let (main, shadow) = (Upstream::text("main"), Upstream::text("shadow"));
+    let (main, shadow) = pair();
     let gateway = Gateway::new(
         &mirrored("rewrite: { strip_prefix: /api }, headers: { request: { set: { x-set: '1' } } },", "{ upstream: shadow }")
             .replace("/*", "/api/*"),
@@ -67,23 +108,32 @@ fn a_shadow_that_fails_hangs_or_stalls_is_never_noticed() {
             assert_eq!(raw.ask(get("/")).text(), "main");
         }
         assert!(started.elapsed() < Duration::from_millis(450), "{:?}", started.elapsed());
-        result(&gateway, "failed", 5.0);
+        let ended = || ["sent", "failed", "late"].map(|result| gateway.metric(&series(result))).iter().sum::<f64>();
+        eventually("five copies have ended", || (ended() > 4.5).then_some(()));
     }
-    // What hangs is given up with the route's timeout.
     eventually("the hanging connections are closed", || (hangs.open() == 0).then_some(()));
 }
 
 #[test]
 fn a_failing_main_upstream_is_mirrored_all_the_same() {
-    let (dead, shadow) = (Refused::new(), Upstream::text("shadow"));
-    let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[dead.address, shadow.address]);
-    gateway.get("/").refused(502, "upstream_connect_failed");
+    let copies = Copies::default();
+    let (main, shadow) = (copies.main(1, |_| Then::Close), copies.shadow(|conn| conn.ok("shadow")));
+    let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[main.address, shadow.address]);
+    gateway.get("/").refused(502, "upstream_reset");
     result(&gateway, "sent", 1.0);
 }
 
 #[test]
 fn bodies_are_copied_up_to_64_kib() {
-    let (main, shadow) = (Upstream::echo(), Upstream::text("shadow"));
+    let copies = Copies::default();
+    // The second and the fourth are not copied.
+    let (wanted, asked) = ([1, 1, 2, 2], AtomicUsize::new(0));
+    let its = copies.clone();
+    let main = Upstream::serve(move |_, conn| {
+        its.wait_for(wanted[asked.fetch_add(1, SeqCst)]);
+        conn.ok("main")
+    });
+    let shadow = copies.shadow(|conn| conn.ok("shadow"));
     let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[main.address, shadow.address]);
     let most = "m".repeat(64 << 10);
     assert_eq!(gateway.request("POST", "/fits", &[], &most).status, 200);
@@ -106,7 +156,7 @@ fn bodies_are_copied_up_to_64_kib() {
 
 #[test]
 fn trailers_are_copied_as_the_upstream_gets_them() {
-    let (main, shadow) = (Upstream::text("main"), Upstream::text("shadow"));
+    let (main, shadow) = pair();
     let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[main.address, shadow.address]);
     for (path, body, text) in [("/body", "2\r\nhi\r\n", "hi"), ("/none", "", "")] {
         let sent = format!(
@@ -122,29 +172,6 @@ fn trailers_are_copied_as_the_upstream_gets_them() {
 }
 
 #[test]
-fn a_copy_has_no_more_time_than_the_answer_and_does_not_hold_up_the_end() {
-    let main = Upstream::text("main");
-    let hangs = Upstream::serve(|_, conn| {
-        conn.wait_end();
-        Then::Close
-    });
-    let gateway = Gateway::new(&mirrored("timeout: 200ms,", "{ upstream: shadow }"), &[main.address, hangs.address]);
-    let started = Instant::now();
-    assert_eq!(gateway.get("/").text(), "main");
-    result(&gateway, "failed", 1.0);
-    assert!(started.elapsed() >= Duration::from_millis(190), "it was given up early: {:?}", started.elapsed());
-    eventually("its connection is closed", || (hangs.open() == 0).then_some(()));
-
-    // A gateway that stops does not wait for copies.
-    let gateway = Gateway::new(&mirrored("timeout: 60s,", "{ upstream: shadow }"), &[main.address, hangs.address]);
-    assert_eq!(gateway.get("/").text(), "main");
-    eventually("the copy is under way", || (hangs.open() == 1).then_some(()));
-    let started = Instant::now();
-    drop(gateway);
-    eventually("the copy is gone", || (hangs.open() == 0).then_some(()));
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
-}
-
 #[test]
 fn a_body_that_never_ends_is_not_copied() {
     let (main, shadow) = (Upstream::echo(), Upstream::text("shadow"));
@@ -174,30 +201,27 @@ fn a_share_is_copied() {
         for _ in 0..400 {
             assert_eq!(raw.ask(get("/")).status, 200);
         }
-        let series = |result: &str| gateway.metric(&format!("gateway_mirrored_total{{route=\"all\",result=\"{result}\"}}"));
-        let all = || ["sent", "failed", "dropped"].map(series).iter().sum::<f64>();
+        let all = || ["sent", "failed", "dropped", "late"].map(|result| gateway.metric(&series(result))).iter().sum::<f64>();
         eventually("the share was copied", || range.contains(&all()).then_some(()));
     }
 }
 
 #[test]
 fn only_so_many_copies_are_under_way() {
-    let gate = Gate::new();
-    let (pass, most) = (gate.clone(), Arc::new(AtomicUsize::new(0)));
-    let counted = Arc::clone(&most);
-    let main = Upstream::text("main");
-    let shadow = Upstream::serve(move |_, conn| {
-        counted.fetch_add(1, SeqCst);
+    let (gate, copies) = (Gate::new(), Copies::default());
+    let pass = gate.clone();
+    let main = copies.main(128, |conn| conn.ok("main"));
+    let shadow = copies.shadow(move |conn| {
         pass.pass();
         conn.ok("late")
     });
-    let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[main.address, shadow.address]);
+    // Those whose answers nobody waits for any more are under way while their connections linger.
+    let gateway = Gateway::new(&mirrored("", "{ upstream: shadow, linger: 1m }"), &[main.address, shadow.address]);
     // One connection is on one worker.
     let mut raw = gateway.connect();
     for _ in 0..140 {
         assert_eq!(raw.ask(get("/")).text(), "main");
     }
-    eventually("128 are under way", || (most.load(SeqCst) == 128).then_some(()));
     result(&gateway, "dropped", 12.0);
     gate.open();
     result(&gateway, "sent", 128.0);
@@ -207,13 +231,14 @@ fn only_so_many_copies_are_under_way() {
 
 #[test]
 fn a_long_answer_of_the_shadow_is_not_read_to_its_end() {
-    let main = Upstream::text("main");
-    let shadow = Upstream::serve(|_, conn| {
+    let copies = Copies::default();
+    let main = copies.main(usize::MAX, |conn| conn.ok("main"));
+    let shadow = copies.shadow(|conn| {
         conn.write("HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n");
         while conn.write([b'x'; 4096]) {}
         Then::Close
     });
-    let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[main.address, shadow.address]);
+    let gateway = Gateway::new(&mirrored("", "{ upstream: shadow, linger: 1m }"), &[main.address, shadow.address]);
     assert_eq!(gateway.get("/").text(), "main");
     result(&gateway, "sent", 1.0);
     eventually("its connection is closed", || (shadow.open() == 0).then_some(()));
@@ -221,7 +246,7 @@ fn a_long_answer_of_the_shadow_is_not_read_to_its_end() {
 
 #[test]
 fn a_split_is_mirrored_too_and_what_is_not_proxied_cannot_be() {
-    let (main, shadow) = (Upstream::text("main"), Upstream::text("shadow"));
+    let (main, shadow) = pair();
     let yaml = "
         upstreams: { up: { endpoints: [http://@0] }, shadow: { endpoints: [http://@1] } }
         routes:

@@ -1,8 +1,13 @@
 //! JSON as text: values are found and cut out, never rebuilt, so numbers keep their digits and strings their escapes.
 
-/// The text of a scalar: a string without its quotes, a number as it is written, `true`, `false`. `None` for null, arrays and objects.
+/// Longest scalar that is looked at: `\u0000` is the longest way to write a character, and no path has more than 65535.
+const LONGEST: usize = 6 * 65_536;
+
+/// The text of a scalar: a string without its quotes, a number as it is written, `true`, `false`. `None` for null, arrays and objects, and
+/// for what is too long for any path.
 pub(super) fn scalar(value: &[u8]) -> Option<String> {
     match value.first()? {
+        _ if value.len() > LONGEST => None,
         b'"' => serde_json::from_slice(value).ok(),
         b'{' | b'[' | b'n' => None,
         _ => std::str::from_utf8(value).ok().map(str::to_owned),
@@ -48,6 +53,8 @@ mod tests {
         for value in ["null", "{}", "[1]", "\"\\ud800\"", ""] {
             assert_eq!(scalar(value.as_bytes()), None, "{value}");
         }
+        let digits = |count| "1".repeat(count).into_bytes();
+        assert_eq!((scalar(&digits(LONGEST)).is_some(), scalar(&digits(LONGEST + 1))), (true, None));
     }
 
     #[test]

@@ -34,18 +34,20 @@ pub const AUTH_ERRORS: [&str; 14] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Mirrored {
-    /// The mirror answered.
+    /// The mirror got all of it.
     Sent,
-    /// It did not.
+    /// It could not be reached, or ended the connection before it answered.
     Failed,
     /// Too many copies were under way.
     Dropped,
     /// The body was too long, or never complete.
     Skipped,
+    /// The request was over before its copy was sent.
+    Late,
 }
 
 /// Values of the `result` label, by [`Mirrored`].
-const MIRRORED: [&str; 4] = ["sent", "failed", "dropped", "skipped"];
+const MIRRORED: [&str; 5] = ["sent", "failed", "dropped", "skipped", "late"];
 
 /// Last grpc-status that gRPC defines.
 const LAST_GRPC_STATUS: u8 = 16;

@@ -76,7 +76,7 @@ table! {
     RetriesDenied = Counter "gateway_retries_denied_total" ["upstream"]
         "Retries that the retry budget did not allow.";
     Mirrored = Counter "gateway_mirrored_total" ["route", "result"]
-        "Requests chosen for a copy: sent (the mirror answered), failed, dropped (too many under way), skipped (body too long or incomplete).";
+        "Requests chosen for a copy: sent (the mirror got all of it), failed, dropped (too many under way), skipped (body too long or incomplete), late (the request was over before its copy was sent).";
     LookupFailures = Counter "gateway_upstream_lookup_failures_total" ["upstream"]
         "Look-ups of an endpoint's name that failed; the last addresses stay in use.";
     Ejections = Counter "gateway_upstream_ejections_total" ["upstream", "endpoint"]

@@ -245,6 +245,11 @@ impl H1 {
         self.0.output.written > 0
     }
 
+    /// Whether all of the request has left.
+    pub fn is_sent(&self) -> bool {
+        self.0.output.is_done()
+    }
+
     /// Whether any byte of a response has come.
     pub fn has_received(&self) -> bool {
         self.0.input.count > 0
