@@ -58,19 +58,23 @@ fn case<T>(mut prepare: impl FnMut() -> T, mut step: impl FnMut(&mut T)) {
     }
 }
 
-const CASES: [(&str, fn()); 19] = [
+const CASES: [(&str, fn()); 23] = [
     ("router, exact path among 10", || router(10, "/api/svc0/users")),
     ("router, exact path among 10,000", || router(10_000, "/api/svc1999/users")),
     ("router, parameter among 10", || router(10, "/api/svc0/users/12345")),
     ("router, parameter among 10,000", || router(10_000, "/api/svc1999/users/12345")),
     ("router, no route among 10,000", || router(10_000, "/api/svc1999/nothing/here")),
-    ("balance, round_robin of 3", || balance(&Balance::RoundRobin, 3)),
-    ("balance, weighted of 3", || balance(&Balance::Weighted, 3)),
-    ("balance, least_requests of 3", || balance(&Balance::LeastRequests, 3)),
-    ("balance, p2c of 3", || balance(&Balance::P2c, 3)),
-    ("balance, p2c of 1,000", || balance(&Balance::P2c, 1_000)),
-    ("balance, consistent_hash of 3", || balance(&hashed(), 3)),
-    ("balance, consistent_hash of 1,000", || balance(&hashed(), 1_000)),
+    ("balance, round_robin of 3", || balance(&Balance::RoundRobin, 3, 1)),
+    ("balance, weighted of 2", || balance(&Balance::Weighted, 2, 2)),
+    ("balance, weighted of 3", || balance(&Balance::Weighted, 3, 3)),
+    ("balance, weighted of 10", || balance(&Balance::Weighted, 10, 10)),
+    ("balance, weighted of 1,000, equal", || balance(&Balance::Weighted, 1_000, 1)),
+    ("balance, weighted of 1,000, all different", || balance(&Balance::Weighted, 1_000, 1_000)),
+    ("balance, least_requests of 3", || balance(&Balance::LeastRequests, 3, 1)),
+    ("balance, p2c of 3", || balance(&Balance::P2c, 3, 1)),
+    ("balance, p2c of 1,000", || balance(&Balance::P2c, 1_000, 1)),
+    ("balance, consistent_hash of 3", || balance(&hashed(), 3, 1)),
+    ("balance, consistent_hash of 1,000", || balance(&hashed(), 1_000, 1)),
     ("rate limit, one by ip", limit),
     ("headers, survey of 7 fields", || {
         case(request, |headers| {
@@ -135,13 +139,9 @@ fn hashed() -> Balance {
     Balance::ConsistentHash { key: vec![tollgate::units::Selector::Ip], bounded_load: None }
 }
 
-/// Picks one of so many endpoints, and ends the attempt.
-fn balance(balance: &Balance, endpoints: usize) {
-    let weighted = matches!(balance, Balance::Weighted);
-    let endpoint = |n: usize| Endpoint {
-        url: format!("http://10.0.{}.{}:80", n / 250, n % 250),
-        weight: if weighted { (n % 3) as u32 + 1 } else { 1 },
-    };
+/// Picks one of so many endpoints with so many different weights, and ends the attempt.
+fn balance(balance: &Balance, endpoints: usize, weights: usize) {
+    let endpoint = |n: usize| Endpoint { url: format!("http://10.0.{}.{}:80", n / 250, n % 250), weight: (n % weights) as u32 + 1 };
     let config =
         written::Upstream { endpoints: (0..endpoints).map(endpoint).collect(), balance: balance.clone(), ..written::Upstream::default() };
     let metrics = Metrics::new(1, "", "");

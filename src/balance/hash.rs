@@ -185,6 +185,8 @@ fn mixed(key: u64, draw: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::balance::testing::{Fake, ask, histogram, ids, usable};
 
@@ -249,6 +251,26 @@ mod tests {
             assert!(moved - of_others <= share + 1, "the one that left or joined moves its share");
             // The paper's figures: a few percent of the others' slots move besides.
             assert!(of_others * 100 / SLOTS <= 5, "{of_others} slots of others moved, n = {n}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn a_change_of_membership_moves_few_keys_of_others_whatever_the_weights(
+            weights in prop::collection::vec(1u32..=1000, 2..60),
+            gone in any::<prop::sample::Index>(),
+        ) {
+            let more = ids(&weights);
+            let gone = &more[gone.index(more.len())];
+            let fewer: Vec<_> = more.iter().filter(|(id, _)| *id != gone.0).cloned().collect();
+            let (with, without) = (owners(&more), owners(&fewer));
+            let share = SLOTS as f64 * f64::from(gone.1) / f64::from(weights.iter().sum::<u32>());
+            let its = with.iter().filter(|owner| **owner == gone.0).count();
+            prop_assert!((its as f64 - share).abs() <= 2.0, "its keys are its share: {its} of {share}");
+            let of_others = with.iter().zip(&without).filter(|(with, without)| with != without && **with != gone.0).count();
+            prop_assert!(of_others * 50 <= SLOTS, "{of_others} slots of others moved");
         }
     }
 

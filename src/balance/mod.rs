@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod ewma;
 pub mod hash;
+mod kinetic;
 pub mod least_requests;
 pub mod p2c;
 pub mod random;

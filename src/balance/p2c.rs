@@ -58,6 +58,8 @@ fn distinct(high: u32, low: u32, len: usize) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::balance::testing::{Fake, histogram, ids, splitmix, usable};
 
@@ -105,5 +107,28 @@ mod tests {
         assert_eq!(picks(2, &Fake { out: vec![0], ..Fake::default() }), [0, 30_000]);
         assert_eq!(picks(1, &Fake::default()), [30_000]);
         assert_eq!(picks(2, &Fake { out: vec![0, 1], ..Fake::default() }), [0, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_is_picked_fits_and_is_no_dearer_than_another_that_fits(
+            endpoints in prop::collection::vec((1u8..=200, 0u32..20, prop::bool::weighted(0.7)), 1..40),
+            random in any::<u64>(),
+        ) {
+            let factors = Factors::new(&usable(&ids(&vec![1; endpoints.len()])));
+            let fake = Fake {
+                latency: endpoints.iter().map(|endpoint| f32::from(endpoint.0) / 100.0).collect(),
+                in_flight: endpoints.iter().map(|endpoint| endpoint.1).collect(),
+                out: (0..endpoints.len()).filter(|position| !endpoints[*position].2).collect(),
+            };
+            let cost = |position: usize| u32::from(endpoints[position].0) * (endpoints[position].1 + 1);
+            let fitting: Vec<usize> = (0..endpoints.len()).filter(|position| endpoints[*position].2).collect();
+            let picked = factors.pick(random, &fake);
+            prop_assert_eq!(picked.is_some(), !fitting.is_empty());
+            let Some(picked) = picked else { return Ok(()) };
+            prop_assert!(endpoints[picked].2);
+            // It was cheaper than another one, or as cheap.
+            prop_assert!(fitting.len() == 1 || fitting.iter().any(|other| *other != picked && cost(picked) <= cost(*other)));
+        }
     }
 }

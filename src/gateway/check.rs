@@ -2,14 +2,12 @@
 
 use http::header::{ALLOW, EXPECT};
 use http::{HeaderValue, Method, Version, request};
-use hyper::upgrade::OnUpgrade;
 
 use crate::error::{Reason, Refusal};
 use crate::gateway::handle::{ALL_METHODS, Context};
 use crate::gateway::snapshot::Snapshot;
 use crate::http::headers::remove_hop_by_hop;
 use crate::http::target::{TargetForm, canonical, check_framing, check_target, host};
-use crate::http::upgrade::Upgrading;
 use crate::http::websocket::{Upgrade, inspect_request};
 use crate::http::{Exchange, grpc, grpc_web};
 
@@ -34,7 +32,7 @@ fn check_head(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts
     if head.version < Version::HTTP_2 && (chunked || seen.content_length()) {
         check_framing(head.version, &head.headers).map_err(bad)?;
     }
-    let protocol = head.extensions.get::<hyper::ext::Protocol>().map(hyper::ext::Protocol::as_str);
+    let protocol = head.extensions.get::<h2::ext::Protocol>().map(h2::ext::Protocol::as_str);
     if (head.method == Method::CONNECT && protocol.is_none()) || head.method == Method::TRACE {
         return Err(Refusal::new(Reason::MethodNotAllowed, "The gateway does not take this method.").header(ALLOW, ALL_METHODS).closing());
     }
@@ -49,7 +47,7 @@ fn check_head(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts
             return Err(Refusal::new(Reason::MethodNotAllowed, "The gateway tunnels WebSockets only.").header(ALLOW, ALL_METHODS));
         }
         Upgrade::WebSocket(websocket) => {
-            if let Some(upgrading) = cx.upgrading.take().or_else(|| head.extensions.remove::<OnUpgrade>().map(Upgrading::Http2)) {
+            if let Some(upgrading) = cx.upgrading.take() {
                 cx.extended = websocket.extended;
                 cx.websocket = Some((websocket, upgrading));
                 cx.incoming = None;

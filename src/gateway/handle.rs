@@ -52,7 +52,7 @@ pub struct Inbound {
     pub link: Link,
     /// What its listener says of its end.
     pub ending: Arc<Ending>,
-    /// The byte stream of an HTTP/1 connection, for a request that asks for an upgrade.
+    /// The byte stream behind the request, for one that asks for an upgrade.
     pub upgrading: Option<Upgrading>,
     /// Which special fields the request has, if that was seen when it was read.
     pub survey: Option<Survey>,
@@ -70,7 +70,7 @@ pub struct Context<'a> {
     pub body: Option<Arc<ClientBody>>,
     /// A WebSocket handshake.
     pub websocket: Option<(WebSocket, Upgrading)>,
-    /// The byte stream of an HTTP/1 connection, for a request that asks for an upgrade.
+    /// The byte stream behind the request, for one that asks for an upgrade.
     pub upgrading: Option<Upgrading>,
     /// Whether that handshake is an extended CONNECT.
     pub extended: bool,

@@ -203,10 +203,12 @@ impl Observer for Watcher {
         self.metrics.endpoint(upstream, endpoint).set_healthy(available);
     }
     fn panic_changed(&self, upstream: &str, panic: bool) {
-        if panic {
+        let metrics = self.metrics.upstream(upstream);
+        // Also told when the endpoints are looked at for the first time, which is no change.
+        if panic != metrics.panic() {
             events::upstream_panic(upstream, panic);
         }
-        self.metrics.upstream(upstream).set_panic(panic);
+        metrics.set_panic(panic);
     }
     fn lookup_failed(&self, upstream: &str, name: &str, error: &str) {
         events::discovery_failed(upstream, &format_args!("{name}: {error}"));

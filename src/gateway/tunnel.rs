@@ -80,7 +80,7 @@ pub(super) async fn open(
                 attempt,
                 idle_timeout: route.idle_timeout,
                 cut: cx.ending.cut.clone(),
-                hold: cx.link.http1().and_then(|state| state.hold.get().cloned()),
+                hold: cx.link.http1().map(|state| state.hold.clone()),
             };
             Ok(Answer::new(parts, Source::Tunnel(Box::new(opening))))
         }

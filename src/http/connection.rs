@@ -1,5 +1,6 @@
 //! What the parts of one HTTP/1 connection share.
 
+use std::cell::RefCell;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
@@ -20,7 +21,7 @@ pub struct ConnectionState {
     /// The client may still be sending a body that nobody reads: drop some of it before closing, so that the answer is not lost.
     pub linger: AtomicBool,
     /// What counts the connection; a tunnel keeps it when HTTP is over.
-    pub hold: OnceLock<Arc<dyn std::any::Any + Send + Sync>>,
+    pub hold: Arc<dyn std::any::Any + Send + Sync>,
     /// The host of the first request: nearly always that of the others, too.
     host: OnceLock<Host>,
 }
@@ -59,9 +60,9 @@ impl AsRef<Clock> for ConnectionState {
 }
 
 impl ConnectionState {
-    /// State of a new connection.
-    pub fn new(clock: Arc<Clock>) -> Self {
-        Self { clock, abort: AtomicBool::new(false), linger: AtomicBool::new(false), hold: OnceLock::new(), host: OnceLock::new() }
+    /// State of a new connection that `hold` counts.
+    pub fn new(clock: Arc<Clock>, hold: Arc<dyn std::any::Any + Send + Sync>) -> Self {
+        Self { clock, abort: AtomicBool::new(false), linger: AtomicBool::new(false), hold, host: OnceLock::new() }
     }
 
     /// [`host`] of a request of this connection.
@@ -76,9 +77,20 @@ impl ConnectionState {
         if let Some(host) = self.host.get().filter(|host| host.authority.as_ref() == Some(line)) {
             return Ok(host.clone());
         }
-        let host = host(head.version, &head.headers, &head.uri)?;
+        let host = LAST.with_borrow_mut(|last| match last {
+            Some(last) if last.authority.as_ref() == Some(line) => Ok(last.clone()),
+            Some(_) | None => {
+                let host = host(head.version, &head.headers, &head.uri)?;
+                Ok::<_, &'static str>(last.insert(host.detached()).clone())
+            }
+        })?;
         // Only the first is kept.
-        let _ = self.host.set(host.detached());
+        let _ = self.host.set(host.clone());
         Ok(host)
     }
+}
+
+thread_local! {
+    /// The host that was read last on this thread: nearly always that of the next connection, too.
+    static LAST: RefCell<Option<Host>> = const { RefCell::new(None) };
 }

@@ -13,6 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use crate::error::Refusal;
+use crate::http::headers::unindexed;
 
 /// `grpc-status`.
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -90,7 +91,7 @@ pub fn format_timeout(left: Duration) -> HeaderValue {
             break;
         }
     }
-    HeaderValue::from_bytes(text.get(start..).unwrap_or_default()).unwrap_or(HeaderValue::from_static("1n"))
+    unindexed(HeaderValue::from_bytes(text.get(start..).unwrap_or_default()).unwrap_or(HeaderValue::from_static("1n")))
 }
 
 /// The status in a head (trailers-only) or in trailers: `None` if there is none, 2 (`UNKNOWN`) if it is not a number.

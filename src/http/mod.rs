@@ -14,6 +14,7 @@ pub mod headers;
 pub mod incoming;
 pub mod problem;
 pub mod selector;
+pub mod socket;
 pub mod target;
 pub mod template;
 pub mod upgrade;

@@ -91,11 +91,12 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Sockets bound for a configuration that is about to serve.
 #[derive(Default)]
 pub(super) struct Sockets {
-    listeners: Vec<(SocketAddr, std::net::TcpListener)>,
+    listeners: Vec<(SocketAddr, Vec<std::net::TcpListener>)>,
     admin: Option<std::net::TcpListener>,
 }
 
-/// Binds what `snapshot` needs beside what is bound already; an address that the service manager has passed a socket for is not bound anew.
+/// Binds what `snapshot` needs beside what is bound already, with a socket for each of `workers`; an address that the service manager
+/// has passed a socket for is not bound anew.
 ///
 /// # Errors
 /// All addresses that cannot be bound.
@@ -103,14 +104,15 @@ pub(super) fn bind_new(
     snapshot: &Snapshot,
     applied: &Applied,
     inherited: &[std::net::TcpListener],
+    workers: usize,
 ) -> Result<Sockets, Vec<(At, String, String)>> {
     let mut sockets = Sockets::default();
     let mut problems = Vec::new();
-    let mut get = |address: SocketAddr, at: At| {
+    let mut get = |address: SocketAddr, count: usize, at: At| {
         // A copy: the service manager holds the socket on, so a listener that leaves and comes back, or fails to, needs it again.
         let passed = inherited.iter().find(|socket| socket.local_addr().is_ok_and(|bound| bound == address));
         passed
-            .map_or_else(|| bind(address), std::net::TcpListener::try_clone)
+            .map_or_else(|| bind(address, count), |socket| Ok(vec![socket.try_clone()?]))
             .map_err(|error| {
                 let (message, help) = bind_error(address, &error);
                 problems.push((at, message, help));
@@ -119,14 +121,14 @@ pub(super) fn bind_new(
     };
     for (index, spec) in snapshot.listeners.iter().enumerate() {
         if !applied.listeners.iter().any(|listener| listener.configured == spec.address) {
-            let socket = get(spec.address, At::main("listeners").index(index).key("address"));
-            sockets.listeners.extend(socket.map(|socket| (spec.address, socket)));
+            let bound = get(spec.address, workers, At::main("listeners").index(index).key("address"));
+            sockets.listeners.extend(bound.map(|bound| (spec.address, bound)));
         }
     }
     if let Some(address) = admin_address(snapshot)
         && applied.admin.as_ref().is_none_or(|admin| admin.configured != address)
     {
-        sockets.admin = get(address, At::main("admin").key("address"));
+        sockets.admin = get(address, 1, At::main("admin").key("address")).and_then(|mut bound| bound.pop());
     }
     if problems.is_empty() { Ok(sockets) } else { Err(problems) }
 }
@@ -207,7 +209,8 @@ impl Core {
             return ReloadOutcome::Unchanged;
         }
         let generation = current.generation + 1;
-        let bind = |snapshot: &Snapshot, problems: &mut Problems| match bind_new(snapshot, &lock(&self.applied), &self.options.inherited) {
+        let (inherited, workers) = (&self.options.inherited, self.state.seats.count());
+        let bind = |snapshot: &Snapshot, problems: &mut Problems| match bind_new(snapshot, &lock(&self.applied), inherited, workers) {
             Ok(sockets) => sockets,
             Err(found) => {
                 for (at, message, help) in found {
@@ -284,7 +287,12 @@ impl Core {
         if wanted == self.state.shared.workers { Vec::new() } else { vec!["server.workers".to_owned()] }
     }
 
-    fn apply_listeners(self: &Arc<Self>, snapshot: &Snapshot, applied: &mut Applied, sockets: Vec<(SocketAddr, std::net::TcpListener)>) {
+    fn apply_listeners(
+        self: &Arc<Self>,
+        snapshot: &Snapshot,
+        applied: &mut Applied,
+        sockets: Vec<(SocketAddr, Vec<std::net::TcpListener>)>,
+    ) {
         let (kept, removed): (Vec<_>, Vec<_>) = std::mem::take(&mut applied.listeners)
             .into_iter()
             .partition(|listener| snapshot.listeners.iter().any(|spec| spec.address == listener.configured));
@@ -312,13 +320,13 @@ impl Core {
         }
     }
 
-    fn open(&self, spec: &ListenerSpec, sockets: &mut Vec<(SocketAddr, std::net::TcpListener)>) -> Option<Arc<Listener>> {
+    fn open(&self, spec: &ListenerSpec, sockets: &mut Vec<(SocketAddr, Vec<std::net::TcpListener>)>) -> Option<Arc<Listener>> {
         let index = sockets.iter().position(|(address, _)| *address == spec.address)?;
-        let (_, socket) = sockets.swap_remove(index);
-        match Listener::new(socket, spec.clone(), |address| self.metrics().listener(address)) {
+        let (_, bound) = sockets.swap_remove(index);
+        match Listener::new(bound, spec.clone(), &self.state.rosters, |address| self.metrics().listener(address)) {
             Ok(listener) => {
                 events::listener_bound(listener.address, spec.tls.is_some());
-                lock(&self.acceptor).add(Arc::clone(&listener));
+                lock(&self.acceptor).add(&listener);
                 Some(listener)
             }
             Err(error) => {

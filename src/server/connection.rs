@@ -1,66 +1,72 @@
 //! One client connection from its first byte to its last: PROXY header, TLS, HTTP version, then requests.
 
-use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::io;
-use std::pin::pin;
+use std::net::{IpAddr, SocketAddr, TcpStream as Unwatched};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use arc_swap::Guard;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
 
-use crate::gateway::answer::ResponseBody;
-use crate::gateway::{Ending, Inbound, Snapshot, handle};
+use crate::gateway::snapshot::ListenerSpec;
+use crate::gateway::{Ending, Inbound, Snapshot};
 use crate::http::Connection;
 use crate::http::clock::{Clock, ConnectionTimeouts, Phase};
 use crate::http::connection::{ConnectionState, Link};
-use crate::http::incoming::Incoming;
+use crate::http::socket::Socket;
 use crate::http::watched::{End, Watched};
 use crate::server::h1::{Http1, Served};
+use crate::server::http2::Http2;
 use crate::server::io::{ClientIo, Transport};
 use crate::server::listener::{Listener, Stage};
 use crate::server::per_ip::{Counted, PerIp};
 use crate::server::proxy_protocol;
-use crate::server::streams::{StreamExecutor, Streams};
-use crate::server::worker::{Accepted, Open, State};
+use crate::server::roster::SETTLED;
+use crate::server::seats::Accepted;
+use crate::server::streams::Streams;
+use crate::server::worker::{Open, State};
 use crate::telemetry::metrics::ConnectionError;
 use crate::tls::{Alpn, client_certificate, negotiated, tls_version_word};
 
-/// HTTP/2 windows: a slow reader stops the upstream at about this much.
-const STREAM_WINDOW: u32 = 64 << 10;
-/// The windows of all streams together have room in that of the connection: else uploads that wait for a slow upstream would stop the others.
-const LEAST_CONNECTION_WINDOW: u32 = 1 << 20;
-const MAX_WINDOW: u32 = (1 << 31) - 1;
-/// Bytes of one stream that wait to be written.
-const SEND_BUFFER: usize = 64 << 10;
-/// The protocol library's own limit on heads is the backstop behind ours, which answers with a body.
-const BACKSTOP: usize = 2;
 /// How long an HTTP/2 connection may take to end after GOAWAY when it was idle.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// The same for one that floods: just long enough to write it.
 const DISMISSAL: Duration = Duration::from_millis(50);
 
+/// Serves a connection on the worker that calls this.
+pub fn spawn(worker: usize, state: Arc<State>, accepted: Accepted) {
+    tokio::spawn(boxed(|| serve(worker, state, accepted)));
+}
+
+/// Boxes a future where it is made: the runtime moves what it is given more than once, `Box::pin` moves it as well, and this one is many
+/// kilobytes of which hardly any are in use yet.
+fn boxed<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
+    Box::into_pin(Box::write(Box::new_uninit(), make()))
+}
+
 /// Serves a connection to its end.
-pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
+async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     let Accepted { socket, peer, listener, open } = accepted;
-    let Ok(tcp) = TcpStream::from_std(socket) else { return };
     listener.metrics.connection_opened(worker);
-    let mut held = Held { open, per_ip: None, listener: Arc::clone(&listener), worker };
-    let snapshot = state.snapshot.load_full();
-    let identity = listener.identity();
-    let established = tokio::select! {
-        biased;
-        established = establish(tcp, peer, &listener, &snapshot, &state.per_ip) => established,
-        // Who is still at the handshake has no request that could be lost.
-        () = listener.closing() => return,
+    let mut held = Held { open, per_ip: None, listener, worker };
+    let listener = &held.listener;
+    // Before the settings, so that no change of them is missed.
+    let superseded = listener.superseded();
+    let (timeouts, limit, handshake) = settings(&state, listener);
+    let established = match handshake {
+        None => in_clear(socket, peer, limit, &state.per_ip),
+        Some(handshake) => tokio::select! {
+            biased;
+            // Boxed: connections in clear text would carry room for it.
+            established = Box::pin(establish(socket, peer, handshake, &state.per_ip)) => established,
+            // Who is still at the handshake has no request that could be lost.
+            () = listener.closing() => return,
+        },
     };
     let established = match established {
         Ok(established) => established,
@@ -68,20 +74,26 @@ pub async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
         // One too many from its address: closed without a word.
         Err(None) => return,
     };
+    let ending = listener.ending(worker);
     held.per_ip = established.counted;
-    let timeouts = snapshot.timeouts;
-    drop(snapshot);
-    let ending = Arc::new(listener.ending());
-    let session = Session {
-        worker,
-        state: Arc::clone(&state),
-        listener: Arc::clone(&listener),
-        connection: Arc::new(established.connection),
-        held: Arc::new(held),
-        ending,
-        identity,
-    };
+    let session = Session { worker, state, connection: Arc::new(established.connection), held: Arc::new(held), ending, superseded };
     session.run(established.transport, established.h2, timeouts).await;
+}
+
+/// What a handshake depends on.
+struct Handshake {
+    spec: Arc<ListenerSpec>,
+    snapshot: Arc<Snapshot>,
+}
+
+/// The settings of this moment: timeouts, connections of one address, and what a handshake needs. None of it: the client speaks HTTP in
+/// clear text at once.
+fn settings(state: &State, listener: &Listener) -> (ConnectionTimeouts, Option<usize>, Option<Handshake>) {
+    // Borrowed where that is enough: counts of who holds them would be written by all workers.
+    let (spec, snapshot) = (listener.spec.load(), state.snapshot.load());
+    let (timeouts, limit) = (snapshot.timeouts, snapshot.max_connections_per_ip);
+    let shakes = spec.tls.is_some() || spec.proxy_protocol;
+    (timeouts, limit, shakes.then(|| Handshake { spec: Guard::into_inner(spec), snapshot: Guard::into_inner(snapshot) }))
 }
 
 /// Counts a connection until it ends, on whatever path.
@@ -108,15 +120,28 @@ struct Established {
     counted: Option<Counted>,
 }
 
+/// A connection without a handshake.
+fn in_clear(socket: Unwatched, peer: SocketAddr, limit: Option<usize>, per_ip: &PerIp) -> Result<Established, Option<ConnectionError>> {
+    let counted = count(peer.ip(), limit, per_ip)?;
+    let connection = Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: None };
+    Ok(Established { transport: Transport::Plain(socket.into()), connection, h2: None, counted })
+}
+
+/// A connection's place among those of its address, if there is a limit on these.
+fn count(ip: IpAddr, limit: Option<usize>, per_ip: &PerIp) -> Result<Option<Counted>, Option<ConnectionError>> {
+    limit.map(|limit| per_ip.count(ip, limit).ok_or(None)).transpose()
+}
+
 /// PROXY header and TLS.
 async fn establish(
-    mut tcp: TcpStream,
-    peer: std::net::SocketAddr,
-    listener: &Listener,
-    snapshot: &Snapshot,
+    socket: Unwatched,
+    peer: SocketAddr,
+    handshake: Handshake,
     per_ip: &PerIp,
 ) -> Result<Established, Option<ConnectionError>> {
-    let spec = listener.spec.load_full();
+    let Handshake { spec, snapshot } = handshake;
+    // The system cannot watch it: nothing can be read.
+    let mut tcp = TcpStream::from_std(socket).map_err(|_| None)?;
     let deadline = snapshot.handshake.map(|limit| Instant::now() + limit);
     let mut connection = Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: None };
     if spec.proxy_protocol && snapshot.trusted.contains(crate::http::client_addr::unmap(peer.ip())) {
@@ -127,12 +152,11 @@ async fn establish(
         }
     }
     // Before TLS, so that half-open handshakes count, too.
-    let counted = match snapshot.max_connections_per_ip {
-        Some(limit) => Some(per_ip.count(connection.peer.ip(), limit).ok_or(None)?),
-        None => None,
+    let counted = count(connection.peer.ip(), snapshot.max_connections_per_ip, per_ip)?;
+    let Some(tls) = &spec.tls else {
+        return Ok(Established { transport: Transport::Plain(Socket::new(tcp).into()), connection, h2: None, counted });
     };
-    let Some(tls) = &spec.tls else { return Ok(Established { transport: Transport::Plain(tcp), connection, h2: None, counted }) };
-    let accepted = within(deadline, TlsAcceptor::from(Arc::clone(tls.config())).accept(tcp)).await;
+    let accepted = within(deadline, TlsAcceptor::from(Arc::clone(tls.config())).accept(Socket::new(tcp))).await;
     let stream = match accepted {
         Some(Ok(stream)) => stream,
         Some(Err(error)) => {
@@ -161,24 +185,28 @@ async fn within<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Ou
 pub(super) struct Session {
     pub(super) worker: usize,
     state: Arc<State>,
-    pub(super) listener: Arc<Listener>,
     connection: Arc<Connection>,
     held: Arc<Held>,
     ending: Arc<Ending>,
-    /// Whether the listener's TLS is still the one that this connection began with.
-    identity: watch::Receiver<u64>,
+    /// How often the listener's TLS was superseded when this connection began.
+    superseded: u64,
 }
 
 impl Session {
     async fn run(self, transport: Transport, h2: Option<bool>, timeouts: ConnectionTimeouts) {
         let clock = Arc::new(Clock::new(Phase::Head, Instant::now(), timeouts));
-        let state = Arc::new(ConnectionState::new(Arc::clone(&clock)));
-        let io = ClientIo::new(transport, Arc::clone(&state), Arc::clone(&self.listener.metrics), self.worker);
+        let state = Arc::new(ConnectionState::new(Arc::clone(&clock), Arc::clone(&self.held) as _));
+        let io = ClientIo::new(transport, Arc::clone(&state), Arc::clone(&self.listener().metrics), self.worker);
         let io = if h2 == Some(true) { Some(Box::new(io)) } else { self.run_h1(io, h2.is_none(), state).await };
         if let Some(io) = io {
             // Boxed: what HTTP/2 needs is much, and connections of HTTP/1 would carry room for it.
             Box::pin(self.run_h2(*io, clock, timeouts)).await;
         }
+    }
+
+    /// Where the connection came in.
+    pub(super) fn listener(&self) -> &Listener {
+        &self.held.listener
     }
 
     /// What comes with a request.
@@ -197,33 +225,34 @@ impl Session {
     /// Serves HTTP/1. Gives the stream back if its client speaks HTTP/2, which is looked for if `sniffing`.
     async fn run_h1(&self, io: ClientIo, sniffing: bool, state: Arc<ConnectionState>) -> Option<Box<ClientIo>> {
         let clock = Arc::clone(&state.clock);
-        // Set once, here.
-        let _ = state.hold.set(Arc::clone(&self.held) as _);
         let closing = AtomicBool::new(false);
-        let mut watched = pin!(Watched::new(Http1::new(self, io, sniffing, state, &closing).run(), clock));
-        let mut stages = self.stages();
-        let mut cut = pin!(async {
-            while stages.changed().await.is_ok() {
-                match *stages.borrow_and_update() {
+        // Pinned by itself, for it is large and the watch over it would move it.
+        let settled = AtomicBool::new(false);
+        let serving = pin!(Http1::new(self, io, sniffing, state, &closing, &settled).run());
+        let mut watched = pin!(Watched::new(serving, clock).put_off(SETTLED));
+        let listener = self.listener();
+        let (roster, draining) = (self.state.rosters.get(self.worker), listener.draining());
+        let mut entry = None;
+        let end = poll_fn(|cx| {
+            if entry.is_none() {
+                entry = roster.map(|roster| roster.enter(cx.waker()));
+            }
+            if !settled.load(Relaxed) && entry.as_ref().is_none_or(|entry| !entry.is_new()) {
+                settled.store(true, Relaxed);
+                watched.as_mut().settle();
+            }
+            // Looked at closely only when there is news: this runs several times a request.
+            if draining.load(Relaxed) {
+                match listener.stage() {
                     Stage::Serving | Stage::Draining => {}
                     Stage::Closing => closing.store(true, Relaxed),
-                    Stage::Cut => return,
+                    Stage::Cut => return Poll::Ready(None),
                 }
-            }
-            // The listener is gone without a word, which it never is: nothing changes any more.
-            std::future::pending().await
-        });
-        let draining = self.listener.draining();
-        let mut heard = false;
-        let end = poll_fn(|cx| {
-            // Looked at once, to be woken, and then only when there is news: this runs several times a request.
-            let look = !std::mem::replace(&mut heard, true) || draining.load(Relaxed);
-            if look && cut.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(None);
             }
             watched.as_mut().poll(cx).map(Some)
         })
         .await;
+        drop(entry);
         let error = match end {
             Some(End::Cut(Phase::Head)) => Some(ConnectionError::HeaderTimeout),
             Some(End::Done(Served::End(error))) => error,
@@ -231,15 +260,15 @@ impl Session {
             Some(End::Cut(_)) | None => None,
         };
         if let Some(error) = error {
-            self.listener.metrics.connection_error(self.worker, error);
+            self.listener().metrics.connection_error(self.worker, error);
         }
         None
     }
 
     /// Stages of the listener; one that came before this connection listened is heard as well.
     fn stages(&self) -> tokio::sync::watch::Receiver<Stage> {
-        let mut stages = self.listener.stages();
-        if self.listener.draining().load(Relaxed) {
+        let mut stages = self.listener().stages();
+        if self.listener().draining().load(Relaxed) {
             stages.mark_changed();
         }
         stages
@@ -256,47 +285,27 @@ impl Session {
         self.state.snapshot.load()
     }
 
+    /// How often an HTTP/2 client is pinged.
+    pub(super) fn ping(&self) -> Duration {
+        self.state.shared.http2_ping
+    }
+
     async fn run_h2(&self, io: ClientIo, clock: Arc<Clock>, timeouts: ConnectionTimeouts) {
         let flood = Arc::new(Notify::new());
         let io = io.h2(Arc::clone(&flood));
         let streams = Streams::of(&clock);
-        let service = service_fn(|request: Request<hyper::body::Incoming>| {
-            let clock = Arc::new(Clock::new(Phase::Request, Instant::now(), timeouts));
-            streams.expect(Arc::clone(&clock));
-            let inbound = self.inbound(Link::Http2(clock));
-            streams.clock().set_timeouts(inbound.snapshot.timeouts);
-            // Boxed before hyper hands it on by value several times, and gone once the head is out, however long the body goes on.
-            Box::pin(async move {
-                Ok::<Response<ResponseBody>, Infallible>(handle(inbound, request.map(Incoming::Http2)).await.into_response())
-            })
-        });
-        let snapshot = self.state.snapshot.load_full();
-        let mut builder = http2::Builder::new(StreamExecutor::new(&streams));
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(snapshot.max_streams)
-            // The library's twenty are less than a browser cancels when a page is left; floods have a budget of their own (`Frames`).
-            .max_pending_accept_reset_streams(usize::try_from(snapshot.max_streams).unwrap_or(usize::MAX))
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(snapshot.max_streams.saturating_mul(STREAM_WINDOW).clamp(LEAST_CONNECTION_WINDOW, MAX_WINDOW))
-            .max_send_buf_size(SEND_BUFFER)
-            .max_header_list_size(u32::try_from(snapshot.max_header_size.saturating_mul(BACKSTOP)).unwrap_or(u32::MAX))
-            .keep_alive_interval(self.state.shared.http2_ping)
-            .keep_alive_timeout(self.state.shared.http2_ping / 2)
-            .enable_connect_protocol();
-        drop(snapshot);
-        let mut watched = pin!(Watched::new(builder.serve_connection(TokioIo::new(io), service), Arc::clone(&clock)));
-        let (mut stages, mut identity) = (self.stages(), self.identity.clone());
+        let mut watched = pin!(Watched::new(Http2::new(self, io, &streams, timeouts), Arc::clone(&clock)));
+        let (mut stages, mut identity) = (self.stages(), self.listener().identity(self.superseded));
         let end = loop {
             tokio::select! {
                 biased;
                 end = &mut watched => break Some(end),
                 () = flood.notified() => break None,
                 // Who stays for weeks would never see a renewed certificate. Streams finish; those that cross the GOAWAY are still taken.
-                Ok(()) = identity.changed() => watched.as_mut().inner().graceful_shutdown(),
+                Ok(()) = identity.changed() => watched.as_mut().inner().leave(),
                 stage = next_stage(&mut stages) => match stage {
                     Stage::Serving => {}
-                    Stage::Draining | Stage::Closing => watched.as_mut().inner().graceful_shutdown(),
+                    Stage::Draining | Stage::Closing => watched.as_mut().inner().leave(),
                     Stage::Cut => {
                         if streams.has_tunnels() {
                             // Tunnels say goodbye to both sides through this connection.
@@ -308,24 +317,24 @@ impl Session {
             }
         };
         match end {
-            Some(End::Cut(Phase::Head)) => self.listener.metrics.connection_error(self.worker, ConnectionError::HeaderTimeout),
+            Some(End::Cut(Phase::Head)) => self.listener().metrics.connection_error(self.worker, ConnectionError::HeaderTimeout),
             Some(End::Cut(_)) => {
                 // GOAWAY, so that the client knows that nothing it sends now is taken.
-                watched.as_mut().inner().graceful_shutdown();
+                watched.as_mut().inner().leave();
                 let _ = tokio::time::timeout(GOODBYE, watched.as_mut().inner()).await;
             }
             Some(End::Done(Err(error))) => {
                 tracing::debug!(%error, "HTTP/2 connection failed");
-                // A client that answers no ping is gone, not wrong.
-                if !closed_by_peer(&error) && !error.is_timeout() {
-                    self.listener.metrics.connection_error(self.worker, ConnectionError::BadRequest);
+                // Who only went away has done nothing wrong.
+                if !(error.is_io() || error.is_remote()) {
+                    self.listener().metrics.connection_error(self.worker, ConnectionError::BadRequest);
                 }
             }
             Some(End::Done(Ok(()))) => {}
             None => {
                 tracing::debug!(peer = %self.connection.peer, "an HTTP/2 client floods");
-                self.listener.metrics.connection_error(self.worker, ConnectionError::BadRequest);
-                watched.as_mut().inner().graceful_shutdown();
+                self.listener().metrics.connection_error(self.worker, ConnectionError::BadRequest);
+                watched.as_mut().inner().leave();
                 let _ = tokio::time::timeout(DISMISSAL, watched.as_mut().inner()).await;
             }
         }
@@ -338,19 +347,4 @@ async fn next_stage(stages: &mut watch::Receiver<Stage>) -> Stage {
         Ok(()) => *stages.borrow_and_update(),
         Err(_) => std::future::pending().await,
     }
-}
-
-/// Whether an HTTP/2 connection ended because the client went away, which is no error of anyone.
-fn closed_by_peer(error: &hyper::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(h2) = error.downcast_ref::<h2::Error>() {
-            return h2.is_io() || h2.is_remote();
-        }
-        if error.downcast_ref::<io::Error>().is_some() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }

@@ -47,6 +47,8 @@ pub(super) struct Http1<'a> {
     wire: Wire,
     /// Set when a connection that waits for a request must close.
     closing: &'a AtomicBool,
+    /// Set when the connection is no longer new: the client's leaving is looked for only then.
+    settled: &'a AtomicBool,
 }
 
 /// How a connection ended.
@@ -69,8 +71,15 @@ enum Next {
 
 impl<'a> Http1<'a> {
     /// Nothing was read from `io`. `sniffing`: its client may turn out to speak HTTP/2.
-    pub(super) fn new(session: &'a Session, io: ClientIo, sniffing: bool, state: Arc<ConnectionState>, closing: &'a AtomicBool) -> Self {
-        Self { session, state, wire: Wire::new(io, sniffing), closing }
+    pub(super) fn new(
+        session: &'a Session,
+        io: ClientIo,
+        sniffing: bool,
+        state: Arc<ConnectionState>,
+        closing: &'a AtomicBool,
+        settled: &'a AtomicBool,
+    ) -> Self {
+        Self { session, state, wire: Wire::new(io, sniffing), closing, settled }
     }
 
     /// Serves the connection to its end, or until its client turns out to speak HTTP/2.
@@ -168,7 +177,7 @@ impl<'a> Http1<'a> {
         }
         let Some(request) = request(head, body) else {
             let kind = self.refuse(ParseError::BadTarget, false).await;
-            self.session.listener.metrics.connection_error(self.session.worker, kind);
+            self.session.listener().metrics.connection_error(self.session.worker, kind);
             return Next::Drop;
         };
         let mut answer = None;
@@ -179,7 +188,7 @@ impl<'a> Http1<'a> {
                     answer = Some(answered);
                     Poll::Ready(())
                 }
-                Poll::Pending if self.wire.poll_gone(cx) => Poll::Ready(()),
+                Poll::Pending if self.settled.load(Relaxed) && self.wire.poll_gone(cx) => Poll::Ready(()),
                 Poll::Pending => Poll::Pending,
             })
             .await;
@@ -198,7 +207,7 @@ impl<'a> Http1<'a> {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
-        inbound.upgrading = Some(Upgrading::Http1(receiver));
+        inbound.upgrading = Some(Upgrading(receiver));
         Some(sender)
     }
 
@@ -228,7 +237,7 @@ impl<'a> Http1<'a> {
                 if body.ended {
                     return Poll::Ready(Ok::<(), std::io::Error>(()));
                 }
-                if self.wire.poll_gone(cx) {
+                if self.settled.load(Relaxed) && self.wire.poll_gone(cx) {
                     return Poll::Ready(Err(std::io::ErrorKind::ConnectionAborted.into()));
                 }
                 return Poll::Pending;

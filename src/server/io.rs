@@ -4,18 +4,19 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
 
 use crate::http::clock::Phase;
 use crate::http::connection::ConnectionState;
+use crate::http::socket;
 use crate::server::frames::Frames;
+use crate::server::socket::Socket;
 use crate::telemetry::metrics::ListenerMetrics;
 
 /// Up to this many bytes are joined into one write.
@@ -27,16 +28,17 @@ const LINGER_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub enum Transport {
     /// Clear text.
-    Plain(TcpStream),
+    Plain(Socket),
     /// TLS.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<socket::Socket>>),
 }
 
 impl Transport {
-    fn tcp(&self) -> &TcpStream {
+    /// Makes closing it a reset.
+    fn reset_on_close(&self) -> io::Result<()> {
         match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
+            Self::Plain(tcp) => tcp.reset_on_close(),
+            Self::Tls(tls) => socket2::SockRef::from(tls.get_ref().0.tcp()).set_linger(Some(Duration::ZERO)),
         }
     }
 }
@@ -65,11 +67,14 @@ struct Guard {
     /// Rings when the client floods; from then on nothing it sends is read.
     flood: Arc<Notify>,
     deaf: bool,
+    /// Counts what the client sends, all of it: signs of life.
+    heard: Arc<AtomicU64>,
 }
 
 impl Guard {
     /// Bytes came in: minds `timeouts.header` while the client owes the rest of a head.
     fn received(&mut self, bytes: &[u8], state: &ConnectionState) {
+        self.heard.store(self.heard.load(Relaxed).wrapping_add(bytes.len() as u64), Relaxed);
         if !self.frames.advance(bytes) {
             self.deaf = true;
             self.flood.notify_one();
@@ -101,8 +106,13 @@ impl ClientIo {
 
     /// The same for a client that speaks HTTP/2; `flood` rings when it sends more than it may.
     pub fn h2(mut self, flood: Arc<Notify>) -> Self {
-        self.guard = Some(Guard { frames: Frames::new(Instant::now()), flood, deaf: false });
+        self.guard = Some(Guard { frames: Frames::new(Instant::now()), flood, deaf: false, heard: Arc::default() });
         self
+    }
+
+    /// Grows as an HTTP/2 client sends.
+    pub fn heard(&self) -> Arc<AtomicU64> {
+        self.guard.as_ref().map(|guard| Arc::clone(&guard.heard)).unwrap_or_default()
     }
 
     /// Gives back what was read too far: it is read again first.
@@ -255,7 +265,7 @@ impl Drop for ClientIo {
     fn drop(&mut self) {
         if self.state.abort.load(Relaxed) {
             // Failing to arm the reset leaves an ordinary close, which HTTP/1.1 clients see as incomplete too.
-            let _ = socket2::SockRef::from(self.transport.tcp()).set_linger(Some(std::time::Duration::ZERO));
+            let _ = self.transport.reset_on_close();
         }
     }
 }

@@ -7,12 +7,16 @@ pub mod io;
 pub mod listener;
 pub mod per_ip;
 pub mod proxy_protocol;
+pub mod roster;
+pub mod seats;
+pub mod socket;
 pub mod streams;
 pub mod worker;
 
 mod apply;
 mod control;
 mod h1;
+mod http2;
 use crate::config::Config;
 use crate::config::load::Source;
 use crate::config::problem::Report;
@@ -24,6 +28,8 @@ use crate::server::acceptor::Acceptor;
 use crate::server::apply::{Core, GRACE, bind_new, load_source, lock, notify};
 use crate::server::listener::Stage;
 use crate::server::per_ip::PerIp;
+use crate::server::roster::Roster;
+use crate::server::seats::Seats;
 use crate::server::worker::{Seen, State, Worker};
 use crate::telemetry::{events, sd_notify};
 use arc_swap::ArcSwap;
@@ -32,7 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 /// How often a drain looks whether it is done.
 const LOOK: Duration = Duration::from_millis(10);
 /// How long tunnels have to say goodbye when a drain cuts them.
@@ -143,7 +149,7 @@ impl Server {
             let _control = control.handle.enter();
             compile(&shared, loaded, None, 1).map_err(StartError::Config)?
         };
-        let sockets = bind_new(&snapshot, &apply::Applied::default(), &options.inherited)
+        let sockets = bind_new(&snapshot, &apply::Applied::default(), &options.inherited, count)
             .map_err(|problems| StartError::Bind(problems.into_iter().map(|(_, message, help)| (message, help)).collect()))?;
         events::starting(env!("CARGO_PKG_VERSION"), crate::COMMIT, count);
         for address in options.inherited.iter().filter_map(|socket| socket.local_addr().ok()) {
@@ -154,17 +160,23 @@ impl Server {
         }
         let (files, routes) = (snapshot.source.files.clone(), snapshot.routes.len());
         let snapshot = Arc::new(snapshot);
+        let (seats, orders) = Seats::new(count);
         let state = Arc::new(State {
             head_limits: (AtomicUsize::new(snapshot.max_header_size), AtomicUsize::new(snapshot.max_headers)),
             snapshot: ArcSwap::new(Arc::clone(&snapshot)),
             views: (0..count).map(|_| Seen::new(&snapshot)).collect(),
             shared,
+            max_connections: AtomicUsize::new(snapshot.max_connections),
             connections: AtomicUsize::new(0),
             closed: Notify::new(),
+            short: Mutex::default(),
             per_ip: PerIp::default(),
+            seats,
+            rosters: (0..count).map(|_| Roster::default()).collect(),
         });
-        let workers = (0..count).map(|index| Worker::start(index, &state)).collect::<Result<Vec<_>, _>>()?;
-        let acceptor = Acceptor::start(&state, &workers)?;
+        let workers =
+            orders.into_iter().enumerate().map(|(index, orders)| Worker::start(index, &state, orders)).collect::<Result<Vec<_>, _>>()?;
+        let acceptor = Acceptor::start(&state)?;
         let (changed, changes) = mpsc::channel(1);
         let core = Core::new(state, source, options, control.handle.clone(), acceptor, changed);
         core.commit(&snapshot, sockets, None);
@@ -206,9 +218,14 @@ impl Server {
         std::thread::sleep(snapshot.drain_delay);
         // A reload from here on would open listeners that nobody serves.
         let _no_more_reloads = lock(&core.reloading);
-        let in_flight = || core.state.connections.load(Relaxed) > 0 || snapshot.metrics.requests_in_flight() > 0;
         events::draining(snapshot.metrics.requests_in_flight(), snapshot.drain);
         let listeners = lock(&core.applied).listeners.clone();
+        let in_flight = || {
+            // Whatever the kernel has accepted for us is taken before a listener stops to accept.
+            listeners.iter().any(|listener| listener.is_accepting())
+                || core.state.connections.load(Relaxed) > 0
+                || snapshot.metrics.requests_in_flight() > 0
+        };
         let enter = |stage| listeners.iter().for_each(|listener| listener.enter(stage));
         let begun = Instant::now();
         let limit = snapshot.drain.map(|drain| begun + drain);
@@ -219,7 +236,6 @@ impl Server {
             }
         };
         enter(Stage::Draining);
-        // Whatever the kernel has accepted for us is taken before the acceptor ends.
         lock(&core.acceptor).stop();
         wait(Some(begun + GRACE));
         enter(Stage::Closing);

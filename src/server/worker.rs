@@ -1,19 +1,20 @@
 //! Worker threads: each runs its connections on a runtime of its own and shares nothing with the others that is written per request.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 
 use crate::gateway::{Shared, Snapshot, View};
+use crate::server::acceptor::accept;
 use crate::server::connection;
-use crate::server::listener::Listener;
 use crate::server::per_ip::PerIp;
+use crate::server::roster::Roster;
+use crate::server::seats::{Order, Seats, Taker};
 
 /// How often idle upstream connections are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -24,6 +25,8 @@ pub struct State {
     pub snapshot: ArcSwap<Snapshot>,
     /// Its `max_header_size` and `max_headers`, which are looked at whenever bytes come.
     pub head_limits: (AtomicUsize, AtomicUsize),
+    /// Its `max_connections`, which is looked at for every connection.
+    pub max_connections: AtomicUsize,
     /// The same, for each worker's requests.
     pub views: Box<[Seen]>,
     /// State that outlives it.
@@ -32,15 +35,22 @@ pub struct State {
     pub connections: AtomicUsize,
     /// Rings when one closes.
     pub closed: Notify,
+    /// Held while nothing can be accepted for want of descriptors or memory.
+    pub short: Mutex<()>,
     /// Connections by client address.
     pub per_ip: PerIp,
+    /// The workers, as those see them who accept.
+    pub seats: Seats,
+    /// The workers' connections.
+    pub rosters: Arc<[Roster]>,
 }
 
 impl State {
     /// Makes `snapshot` the one that serves.
     pub fn serve(&self, snapshot: &Arc<Snapshot>) {
-        self.head_limits.0.store(snapshot.max_header_size, Relaxed);
-        self.head_limits.1.store(snapshot.max_headers, Relaxed);
+        self.head_limits.0.store(snapshot.max_header_size, Ordering::Relaxed);
+        self.head_limits.1.store(snapshot.max_headers, Ordering::Relaxed);
+        self.max_connections.store(snapshot.max_connections, Ordering::Relaxed);
         self.snapshot.store(Arc::clone(snapshot));
         for view in &self.views {
             view.0.store(View::new(snapshot));
@@ -68,75 +78,77 @@ impl Seen {
     }
 }
 
-/// A connection on its way to a worker.
-pub struct Accepted {
-    /// The socket, non-blocking.
-    pub socket: TcpStream,
-    /// Where it comes from.
-    pub peer: SocketAddr,
-    /// Where it came in.
-    pub listener: Arc<Listener>,
-    /// Counts it.
-    pub open: Open,
-}
-
 /// Counts a connection as long as it lives.
 pub struct Open {
     state: Arc<State>,
-    load: Arc<AtomicUsize>,
+    /// The worker that has it.
+    worker: Option<usize>,
 }
 
 impl Open {
-    /// Counts a connection of a worker whose connections are counted by `load`.
-    pub fn new(state: &Arc<State>, load: &Arc<AtomicUsize>) -> Self {
-        state.connections.fetch_add(1, Relaxed);
-        load.fetch_add(1, Relaxed);
-        Self { state: Arc::clone(state), load: Arc::clone(load) }
+    /// Counts a connection.
+    pub fn new(state: &Arc<State>) -> Self {
+        state.connections.fetch_add(1, Ordering::Relaxed);
+        Self { state: Arc::clone(state), worker: None }
+    }
+
+    /// The same unless `max_connections` are open.
+    pub fn within_limit(state: &Arc<State>) -> Option<Self> {
+        let max = state.max_connections.load(Ordering::Relaxed);
+        let more = |open: usize| (open < max).then_some(open + 1);
+        state.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Self { state: Arc::clone(state), worker: None })
+    }
+
+    /// Chooses the worker that it is from now on counted for; see [`Seats::choose`].
+    pub fn seat(&mut self, taker: Taker) -> usize {
+        let others = self.state.connections.load(Ordering::Relaxed).saturating_sub(1);
+        let worker = self.state.seats.choose(taker, others);
+        self.state.seats.sit(worker);
+        self.worker = Some(worker);
+        worker
+    }
+
+    /// What all threads know.
+    pub fn state(&self) -> &Arc<State> {
+        &self.state
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.load.fetch_sub(1, Relaxed);
-        self.state.connections.fetch_sub(1, Relaxed);
+        if let Some(worker) = self.worker {
+            self.state.seats.rise(worker);
+        }
+        self.state.connections.fetch_sub(1, Ordering::Relaxed);
         self.state.closed.notify_one();
     }
 }
 
 /// A running worker.
 pub struct Worker {
-    /// Its open connections.
-    pub load: Arc<AtomicUsize>,
-    sender: Option<mpsc::UnboundedSender<Accepted>>,
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts a worker.
+    /// Starts a worker that does what comes in `orders`.
     ///
     /// # Errors
     /// The thread or its runtime cannot be made.
-    pub fn start(index: usize, state: &Arc<State>) -> io::Result<Self> {
+    pub fn start(index: usize, state: &Arc<State>, orders: mpsc::UnboundedReceiver<Order>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (sender, receiver) = mpsc::unbounded_channel();
         let stop = Arc::new(Notify::new());
         let (state, stopped) = (Arc::clone(state), Arc::clone(&stop));
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-            runtime.block_on(run(index, state, receiver, stopped));
+            runtime.block_on(run(index, state, orders, stopped));
             // Dropping the runtime cuts what is left, and so accounts for it.
         })?;
-        Ok(Self { load: Arc::new(AtomicUsize::new(0)), sender: Some(sender), stop, thread: Some(thread) })
-    }
-
-    /// Where connections are handed in.
-    pub fn inbox(&self) -> Option<mpsc::UnboundedSender<Accepted>> {
-        self.sender.clone()
+        Ok(Self { stop, thread: Some(thread) })
     }
 
     /// Ends the worker at once, and with it every connection that is left.
     pub fn stop(&mut self) {
-        self.sender = None;
         self.stop.notify_one();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -146,23 +158,20 @@ impl Worker {
     }
 }
 
-async fn run(index: usize, state: Arc<State>, mut receiver: mpsc::UnboundedReceiver<Accepted>, stop: Arc<Notify>) {
+async fn run(index: usize, state: Arc<State>, mut orders: mpsc::UnboundedReceiver<Order>, stop: Arc<Notify>) {
     tokio::spawn(sweep(index, Arc::clone(&state)));
+    tokio::spawn(settle(index, Arc::clone(&state)));
+    let mut stopped = std::pin::pin!(stop.notified());
     loop {
-        tokio::select! {
+        // `state` has the other end, so that there is always one more to wait for.
+        let order = tokio::select! {
             biased;
-            () = stop.notified() => return,
-            accepted = receiver.recv() => match accepted {
-                Some(accepted) => {
-                    // Boxed, since the runtime moves what it is given more than once, and this is many kilobytes.
-                    tokio::spawn(Box::pin(connection::serve(index, Arc::clone(&state), accepted)));
-                }
-                // Nobody will send any more. The stop that ends the wait is used up by it, so the loop must not wait for another.
-                None => {
-                    stop.notified().await;
-                    return;
-                }
-            },
+            () = &mut stopped => return,
+            Some(order) = orders.recv() => order,
+        };
+        match order {
+            Order::Serve(accepted) => connection::spawn(index, Arc::clone(&state), accepted),
+            Order::Accept(door) => drop(tokio::spawn(accept(door, Arc::clone(&state), Taker::Worker(index)))),
         }
     }
 }
@@ -177,5 +186,12 @@ async fn sweep(index: usize, state: Arc<State>) {
         for pool in state.shared.pools() {
             pool.sweep(index, now);
         }
+    }
+}
+
+/// Settles connections that have just come.
+async fn settle(index: usize, state: Arc<State>) {
+    if let Some(roster) = state.rosters.get(index) {
+        roster.keep().await;
     }
 }

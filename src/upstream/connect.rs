@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 
 use crate::config::upstream::Protocol;
 use crate::http::body::RequestBody;
+use crate::http::socket::Socket;
 use crate::tls::{Alpn, ClientTls};
 use crate::upstream::endpoint::{Address, EndpointSpec};
 use crate::upstream::eyeballs::happy_eyeballs;
@@ -130,8 +131,8 @@ impl Destination {
         // Latency beats packing: heads and chunks are written whole.
         tcp.set_nodelay(true).map_err(ConnectError::Io)?;
         match &self.tls {
-            None => Ok(Wire::Tcp(tcp)),
-            Some(tls) => match tls.connect(tcp, &self.tls_name, http1_only).await {
+            None => Ok(Wire::Tcp(Socket::new(tcp))),
+            Some(tls) => match tls.connect(Socket::new(tcp), &self.tls_name, http1_only).await {
                 Ok((stream, _)) => Ok(Wire::Tls(Box::new(stream))),
                 Err(error) => Err(ConnectError::Tls(error)),
             },

@@ -109,6 +109,33 @@ mod tests {
     }
 
     #[test]
+    fn a_silent_address_does_not_hold_a_good_one_up() {
+        use socket2::{Domain, Socket, Type};
+        // A listener whose queue is full: the kernel neither takes nor refuses what comes then.
+        let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let full = socket();
+        full.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        full.listen(0).unwrap();
+        let silent = full.local_addr().unwrap();
+        let fillers: Vec<Socket> = (0..4).map(|_| socket()).collect();
+        for filler in &fillers {
+            filler.set_nonblocking(true).unwrap();
+            // "In progress" is what it says.
+            filler.connect(&silent).ok();
+        }
+        run(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let good = listener.local_addr().unwrap();
+            let addresses = [silent.as_socket().unwrap(), good];
+            let tcp = tokio::time::timeout(Duration::from_secs(5), happy_eyeballs(&addresses))
+                .await
+                .expect("does not wait for the silent one")
+                .unwrap();
+            assert_eq!(tcp.peer_addr().unwrap(), good);
+        });
+    }
+
+    #[test]
     fn all_refusing_is_an_error() {
         run(async {
             let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

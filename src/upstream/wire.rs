@@ -6,16 +6,18 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio_rustls::client::TlsStream;
+
+use crate::http::socket::Socket;
 
 /// A byte stream to an endpoint.
 #[derive(Debug)]
 pub enum Wire {
     /// TCP in clear.
-    Tcp(TcpStream),
+    Tcp(Socket),
     /// TLS over TCP.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Socket>>),
     /// A Unix socket.
     Unix(UnixStream),
 }
@@ -24,8 +26,8 @@ impl Wire {
     /// The address at the other end.
     pub(super) fn peer(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(tcp) => tcp.peer_addr().ok(),
-            Self::Tls(tls) => tls.get_ref().0.peer_addr().ok(),
+            Self::Tcp(socket) => socket.tcp().peer_addr().ok(),
+            Self::Tls(tls) => tls.get_ref().0.tcp().peer_addr().ok(),
             Self::Unix(_) => None,
         }
     }
@@ -35,7 +37,7 @@ impl Wire {
         let mut byte = [0];
         let waits = |read: io::Result<usize>| read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         match self {
-            Self::Tcp(io) => waits(io.try_read(&mut byte)),
+            Self::Tcp(io) => io.is_quiet(),
             Self::Unix(io) => waits(io.try_read(&mut byte)),
             // Session tickets may come at any time, and are no answer.
             Self::Tls(io) => {

@@ -5,6 +5,7 @@
 
 mod support;
 
+mod accept;
 mod access_log;
 mod admin;
 mod aggregate;
@@ -41,6 +42,7 @@ mod normalisation;
 mod outside;
 mod panics;
 mod pools;
+mod profile;
 mod proxy_protocol;
 mod proxying;
 mod rate_limit;

@@ -121,7 +121,7 @@ fn declared(version: Version, headers: &mut HeaderMap, survey: Survey) -> Result
 }
 
 /// Digits only: no sign, no list, no space.
-pub(super) fn number(digits: &[u8]) -> Option<u64> {
+pub(in crate::http) fn number(digits: &[u8]) -> Option<u64> {
     let step = |sum: u64, byte: &u8| {
         let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
         sum.checked_mul(10)?.checked_add(digit)

@@ -5,6 +5,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::unindexed;
 use crate::http::h1::made::{Made, Names, begins, is_like, value};
 
 /// A value that was checked: it has no control character but tabs, so it cannot end its line.
@@ -33,7 +34,8 @@ impl<'a> FieldValue<'a> {
     fn to_value(self) -> Option<HeaderValue> {
         match self {
             Self::Ready(value) => Some(value.clone()),
-            Self::Text(text) => HeaderValue::from_bytes(text).ok(),
+            // Written for this message.
+            Self::Text(text) => HeaderValue::from_bytes(text).ok().map(unindexed),
         }
     }
 }

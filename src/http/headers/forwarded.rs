@@ -7,8 +7,8 @@ use bytes::BufMut;
 use http::header::FORWARDED;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::joined;
 use super::protected::remove_if;
+use super::{joined, unindexed};
 use crate::http::Scheme;
 use crate::http::client_addr::{ipv4_text, unmap};
 use crate::http::h1::Made;
@@ -166,7 +166,7 @@ fn append_peer(headers: &mut HeaderMap, name: &HeaderName, peer: IpAddr, node: b
 
 fn insert_bytes(headers: &mut HeaderMap, name: &HeaderName, value: &[u8]) {
     match HeaderValue::from_bytes(value) {
-        Ok(value) => headers.insert(name, value),
+        Ok(value) => headers.insert(name, unindexed(value)),
         // Cannot be: an address, or values that came in header fields. If it were, no field is better than the client's.
         Err(_) => headers.remove(name),
     };

@@ -5,6 +5,8 @@ use std::hash::{BuildHasher, RandomState};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::unindexed;
+
 /// Whether a client's id may be kept: 1–128 characters from `A-Z a-z 0-9 . _ ~ + / = : @ -`.
 pub fn valid_request_id(value: &HeaderValue) -> bool {
     (1..=128).contains(&value.len())
@@ -18,7 +20,7 @@ pub fn valid_request_id(value: &HeaderValue) -> bool {
 pub fn request_id(headers: &HeaderMap, name: &HeaderName, now_ms: impl FnOnce() -> u64) -> HeaderValue {
     let mut lines = headers.get_all(name).iter();
     match (lines.next(), lines.next()) {
-        (Some(id), None) if valid_request_id(id) => id.clone(),
+        (Some(id), None) if valid_request_id(id) => unindexed(id.clone()),
         _ => make_request_id(now_ms()),
     }
 }
@@ -54,7 +56,7 @@ pub fn new_request_id(now_ms: u64, random: u128) -> HeaderValue {
     for (place, from) in [(0..8, 0..8), (9..13, 8..12), (14..18, 12..16), (19..23, 16..20), (24..36, 20..32)] {
         text[place].copy_from_slice(&digits[from]);
     }
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    unindexed(HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-")))
 }
 
 /// 128 random bits: xoshiro256++ (Blackman and Vigna), one per thread, seeded from the operating system. Not for secrets.
