@@ -33,7 +33,7 @@ use crate::http::websocket::WebSocket;
 use crate::http::{Connection, Exchange, Host, Params, Scheme, grpc, grpc_web, problem};
 use crate::middleware::cors::preflight_method;
 use crate::router::{Outcome, Query};
-use crate::telemetry::access_log::Entry;
+use crate::telemetry::access_log::{Entry, Label};
 use crate::telemetry::events;
 use crate::telemetry::time::since_1970;
 
@@ -308,7 +308,7 @@ async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, mut head: request::P
     if let Some(finish) = cx.pending.get() {
         finish.route = Some(Arc::clone(route));
         if let Some(entry) = &mut finish.entry {
-            entry.route = Some(Arc::clone(&route.name));
+            entry.route = Some(Label::from(&route.name));
         }
     }
     let outcome = Route::run(route, ex, cx, head.headers).await;
@@ -399,7 +399,7 @@ async fn complete(ex: &mut Exchange, cx: &mut Context<'_>, outcome: Result<Answe
         }
     }
     if let Some(entry) = &mut finish.entry {
-        entry.user = ex.identity.as_ref().map(|identity| Arc::clone(&identity.user));
+        entry.user = ex.identity.as_ref().map(|identity| Label::from(&identity.user));
         entry.auth_error = ex.auth_error;
         entry.rate_limit = ex.rate_limit.take();
     }

@@ -261,8 +261,7 @@ impl Compiler<'_> {
             routes,
             fallback,
             upstreams,
-            secret_query: Some(authenticators.secret_query_names().map(str::to_owned).collect())
-                .filter(|names: &Arc<[String]>| !names.is_empty()),
+            secret_query: authenticators.secret_query(),
             authenticators,
             stores,
             trusted,

@@ -25,6 +25,7 @@ use crate::targets::aggregate::{Aggregate, CallFailure, Caller, PartRequest, Par
 use crate::targets::redirect::Redirect;
 use crate::targets::respond::Respond;
 use crate::targets::split::Split;
+use crate::telemetry::access_log::Label;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::tls::ClientTls;
 use crate::units::Selector;
@@ -143,7 +144,7 @@ impl Route {
         apart: Apart,
     ) -> Result<Answer, Box<Refusal>> {
         if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
-            entry.upstream = Some(Arc::clone(&handle.upstream.name));
+            entry.upstream = Some(Label::from(&handle.upstream.name));
         }
         if cx.websocket.is_some() {
             // Rare paths are boxed, here and below: each future on the way is moved once per request, as large as its largest branch.

@@ -123,6 +123,23 @@ pub struct Identity {
     pub forward: Vec<(HeaderName, HeaderValue)>,
 }
 
+impl Identity {
+    /// The same in memory of its own, which shares no reference count with this one.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        let field = |(name, value): &(HeaderName, HeaderValue)| {
+            let own = HeaderName::from_bytes(name.as_str().as_bytes()).unwrap_or_else(|_| name.clone());
+            (own, HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone()))
+        };
+        Self {
+            user: Arc::from(&*self.user),
+            claims: self.claims.clone(),
+            scopes: self.scopes.clone(),
+            forward: self.forward.iter().map(field).collect(),
+        }
+    }
+}
+
 /// A claim's value as text for a field: strings as they are, numbers and booleans as JSON, arrays joined by `,`, objects as JSON. `None` for
 /// null.
 pub fn claim_text(value: &serde_json::Value) -> Option<Cow<'_, str>> {

@@ -190,6 +190,9 @@ fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderVal
 fn vary_by_origin(response: &mut impl Fields) {
     let covers =
         |line: &[u8]| line.split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|name| name == b"*" || name.eq_ignore_ascii_case(b"origin"));
+    if !response.has(&VARY) {
+        return response.append(&VARY, (&BY_ORIGIN).into());
+    }
     let mut merged: Vec<u8> = Vec::new();
     for line in response.values_of(&VARY) {
         if covers(line) {

@@ -15,6 +15,7 @@ use crate::error::Reason;
 use crate::http::body::{BoxedBody, ClientBody, RequestBody};
 use crate::http::clock::{Clock, Expired};
 use crate::http::headers::Added;
+use crate::telemetry::access_log::Label;
 use crate::upstream::copy::CopyTime;
 use crate::upstream::failure::Failure;
 use crate::upstream::h1;
@@ -92,7 +93,7 @@ pub struct Trace {
     /// Attempts made.
     pub attempts: u32,
     /// Endpoint of the last attempt.
-    pub endpoint: Option<Arc<str>>,
+    pub endpoint: Option<Label>,
     /// From the last pick to the response head.
     pub upstream_time: Option<Duration>,
 }

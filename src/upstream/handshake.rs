@@ -8,6 +8,7 @@ use http::{Method, Response, StatusCode};
 use crate::health::breaker::Verdict;
 use crate::http::body::RequestBody;
 use crate::http::websocket::{Answer, WebSocket};
+use crate::telemetry::access_log::Label;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::body::{Source, UpstreamBody};
 use crate::upstream::call::{Call, Over, Trace};
@@ -50,7 +51,7 @@ pub async fn open_tunnel(
         let (attempt, picked) = pick(upstream, &call, &tried).await?;
         let endpoint = Arc::clone(attempt.endpoint());
         trace.attempts += 1;
-        trace.endpoint = Some(Arc::clone(&endpoint.id));
+        trace.endpoint = Some(Label::from(&endpoint.id));
         let mut outcome = handshake(&endpoint, &mut call, websocket, upstream.connect_timeout).await;
         if let Err(failure) = &outcome
             && let Some(mut comeback) = Comeback::of(upstream, &endpoint, &call, failure)

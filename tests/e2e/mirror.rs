@@ -172,7 +172,6 @@ fn trailers_are_copied_as_the_upstream_gets_them() {
 }
 
 #[test]
-#[test]
 fn a_body_that_never_ends_is_not_copied() {
     let (main, shadow) = (Upstream::echo(), Upstream::text("shadow"));
     let gateway = Gateway::new(&mirrored("", "{ upstream: shadow }"), &[main.address, shadow.address]);

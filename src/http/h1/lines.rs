@@ -241,7 +241,8 @@ impl Lines {
 
 impl Fields for Lines {
     fn has(&self, name: &HeaderName) -> bool {
-        self.values_of(name).next().is_some()
+        let is_it = |line: &[u8]| made::value(line, name.as_str().as_bytes()).is_some();
+        self.may_have(name) && self.runs().flat_map(made::lines).any(is_it) || self.made.has(name)
     }
 
     fn values_of<'s>(&'s self, name: &HeaderName) -> impl Iterator<Item = &'s [u8]> {
@@ -269,7 +270,9 @@ impl Fields for Lines {
 
     fn remove_prefixed(&mut self, prefix: &str) {
         self.made.remove_prefixed(prefix);
-        self.drop_lines(|line| made::begins(line, prefix.as_bytes()));
+        if self.names.may_begin(prefix.as_bytes()) {
+            self.drop_lines(|line| made::begins(line, prefix.as_bytes()));
+        }
     }
 
     fn append(&mut self, name: &HeaderName, value: FieldValue<'_>) {

@@ -14,30 +14,54 @@ pub struct Made {
     names: Names,
 }
 
-/// Which names there may be, a bit for each: one whose bit is missing need not be looked for. What was removed leaves its bit.
+/// Which names there may be: those whose bit is missing need not be looked for. What was removed leaves its bit.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Names(u64);
+pub struct Names {
+    /// A bit for each name.
+    whole: u64,
+    /// A bit for each first letter.
+    first: u32,
+}
 
 impl Names {
     /// Notes a name, in any case.
     pub fn add(&mut self, name: &[u8]) {
-        self.0 |= Self::bit(name);
+        let (first, last) = ends(name);
+        self.whole |= bit(name.len(), first, last);
+        self.first |= 1 << (first & 31);
     }
 
     /// Whether `name` may be there.
     pub fn may_have(self, name: &[u8]) -> bool {
-        self.0 & Self::bit(name) != 0
+        let (first, last) = ends(name);
+        self.whole & bit(name.len(), first, last) != 0
     }
 
-    /// By length and first letter, in either case. Names that differ only in `-` and `_` have the same bit.
-    fn bit(name: &[u8]) -> u64 {
-        let first = match name.first() {
-            Some(b'_') => b'-',
-            Some(first) => *first,
-            None => 0,
-        };
-        1 << ((name.len() ^ usize::from(first | 0x20)) % 64)
+    /// Whether a name that begins with `prefix` may be there.
+    pub fn may_begin(self, prefix: &[u8]) -> bool {
+        self.first & 1 << (ends(prefix).0 & 31) != 0
     }
+
+    fn join(&mut self, other: Self) {
+        self.whole |= other.whole;
+        self.first |= other.first;
+    }
+}
+
+/// First and last letter, alike in either case, and for `-` and `_`.
+fn ends(name: &[u8]) -> (u32, u32) {
+    let alike = |letter: Option<&u8>| match letter {
+        Some(b'_') => u32::from(b'-'),
+        Some(letter) => u32::from(letter | 0x20),
+        None => 0,
+    };
+    (alike(name.first()), alike(name.last()))
+}
+
+/// By length and both ends, multiplied so that all of them show in the upper bits (Knuth's multiplicative hashing).
+fn bit(length: usize, first: u32, last: u32) -> u64 {
+    let key = (length as u32) | first << 8 | last << 16;
+    1 << (key.wrapping_mul(0x9E37_79B1) >> 26)
 }
 
 impl Made {
@@ -55,7 +79,7 @@ impl Made {
         kept.for_each(|line| bytes.extend_from_slice(line));
         bytes.extend_from_slice(&self.bytes);
         self.bytes = bytes;
-        self.names.0 |= names.0;
+        self.names.join(names);
     }
 
     fn reserve(&mut self, more: usize) {
@@ -67,6 +91,11 @@ impl Made {
     /// The lines.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Whether a line whose name begins with `prefix` may be there.
+    pub fn may_begin(&self, prefix: &[u8]) -> bool {
+        self.names.may_begin(prefix)
     }
 
     /// Whether a line of this name may be there.
@@ -92,7 +121,8 @@ impl Made {
 
 /// Whole lines one by one, line ends included.
 pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    bytes.split_inclusive(|&byte| byte == b'\n')
+    let mut start = 0;
+    memchr::memchr_iter(b'\n', bytes).map_while(move |at| bytes.get(std::mem::replace(&mut start, at + 1)..=at))
 }
 
 /// What stands behind the name, if that is `name` (in lower case) as `same` compares the letters of both; those of the line are given as

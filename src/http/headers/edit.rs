@@ -117,7 +117,7 @@ impl Fields for HeaderMap {
 
 impl Fields for Made {
     fn has(&self, name: &HeaderName) -> bool {
-        self.values_of(name).next().is_some()
+        self.may_have(name) && self.each().any(|line| value(line, name.as_str().as_bytes()).is_some())
     }
 
     fn values_of<'s>(&'s self, name: &HeaderName) -> impl Iterator<Item = &'s [u8]> {
@@ -141,7 +141,9 @@ impl Fields for Made {
     }
 
     fn remove_prefixed(&mut self, prefix: &str) {
-        self.drop_lines(|line| begins(line, prefix.as_bytes()));
+        if self.may_begin(prefix.as_bytes()) {
+            self.drop_lines(|line| begins(line, prefix.as_bytes()));
+        }
     }
 
     fn append(&mut self, name: &HeaderName, value: FieldValue<'_>) {

@@ -16,6 +16,7 @@ use super::claims::{self, Forward};
 use super::failure::AuthError;
 use super::jwks::Jwks;
 use super::keys::{KeySet, Verdict};
+use super::memo::Owner;
 use super::strict_json;
 use crate::http::Identity;
 
@@ -63,6 +64,7 @@ pub(super) struct Jwt {
     pub(super) forward: Forward,
     pub(super) keys: Keys,
     verified: Cache<Digest, Verified>,
+    owner: Owner,
 }
 
 /// Where keys come from.
@@ -74,11 +76,13 @@ pub(super) enum Keys {
     Fetched(Arc<Jwks>),
 }
 
+/// What a token that was verified says, and how long that holds.
 #[derive(Clone, Debug)]
-struct Verified {
-    identity: Arc<Identity>,
-    until: Instant,
-    generation: u64,
+pub(super) struct Verified {
+    pub(super) identity: Arc<Identity>,
+    pub(super) until: Instant,
+    /// Of the keys that verified it.
+    pub(super) generation: u64,
 }
 
 /// Why a token was not accepted, where more than one answer is possible.
@@ -103,13 +107,15 @@ impl Jwt {
             forward,
             keys,
             verified: Cache::new(REMEMBERED),
+            owner: Owner::new(),
         }
     }
 
     /// What is remembered about a token.
     pub(super) fn remembered(&self, digest: &Digest, now: Instant) -> Option<Arc<Identity>> {
-        let verified = self.verified.get(digest)?;
-        (now < verified.until && verified.generation == self.generation()).then_some(verified.identity)
+        let generation = self.generation();
+        let holds = |verified: &Verified| now < verified.until && verified.generation == generation;
+        self.owner.find(digest, holds).or_else(|| Some(self.owner.keep(digest, &self.verified.get(digest).filter(holds)?)))
     }
 
     /// Changes whenever other keys arrive.

@@ -16,6 +16,7 @@ mod introspection;
 mod jwks;
 mod jwt;
 mod keys;
+mod memo;
 mod new_key;
 mod place;
 mod strict_json;
@@ -143,6 +144,12 @@ impl Authenticators {
             Place::Query(name) => Some(name.as_str()),
             Place::Scheme(_) | Place::Header(_) | Place::Cookie(_) | Place::Certificate => None,
         })
+    }
+
+    /// The same for the access log, if there are any.
+    pub fn secret_query(&self) -> Option<Arc<[String]>> {
+        let names: Arc<[String]> = self.secret_query_names().map(str::to_owned).collect();
+        (!names.is_empty()).then_some(names)
     }
 
     /// Begins to serve: call it when the configuration is accepted. Starts the background work on the control runtime and

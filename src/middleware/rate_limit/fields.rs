@@ -133,10 +133,10 @@ impl RateLimits {
             && write_number(&mut rest, standing.wait_seconds());
         let free = rest.len();
         let written = buffer.get(..buffer.len() - free).unwrap_or_default();
-        // Names are checked at load, so it does fit.
-        if let (true, Some(value)) = (fits, FieldValue::text(written)) {
+        // Names are checked at load, so it does fit; `quoted` leaves printable ASCII only.
+        if fits {
             put(&RATELIMIT_POLICY, policy.into());
-            put(&RATELIMIT, value);
+            put(&RATELIMIT, FieldValue::Text(written));
         }
     }
 }

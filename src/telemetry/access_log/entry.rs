@@ -8,6 +8,7 @@ use http::header::{HOST, REFERER, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Version};
 
+use super::Label;
 use crate::error::Reason;
 use crate::http::exchange::{Exchange, Scheme};
 use crate::telemetry::time::since_1970;
@@ -38,17 +39,17 @@ pub struct Entry {
     /// Why, if the gateway answered itself or cut the response.
     pub reason: Option<Reason>,
     /// The route's name.
-    pub route: Option<Arc<str>>,
+    pub route: Option<Label>,
     /// The authenticated subject.
-    pub user: Option<Arc<str>>,
+    pub user: Option<Label>,
     /// Exact cause of an authentication failure.
     pub auth_error: Option<&'static str>,
     /// Name of the limit that refused.
     pub rate_limit: Option<Arc<str>>,
     /// The upstream's name.
-    pub upstream: Option<Arc<str>>,
+    pub upstream: Option<Label>,
     /// Id of the endpoint of the last attempt.
-    pub endpoint: Option<Arc<str>>,
+    pub endpoint: Option<Label>,
     /// Attempts made.
     pub attempts: u32,
     /// From its head to its last response byte.

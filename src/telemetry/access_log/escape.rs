@@ -35,6 +35,7 @@ fn all_plain(bytes: &[u8]) -> bool {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
     let (words, rest) = bytes.as_chunks::<8>();
+    let last = bytes.last_chunk::<8>();
     // A byte below `n` borrows its own high bit (Anderson, "Bit Twiddling Hacks"); which one of them it was may be wrong, that there is one is not.
     let below = |word: u64, n: u8| word.wrapping_sub(ONES * u64::from(n)) & !word;
     let is_clean = |word: &[u8; 8]| {
@@ -43,7 +44,8 @@ fn all_plain(bytes: &[u8]) -> bool {
         let dirty = beyond | below(word, b' ') | below(word ^ (ONES * u64::from(b'"')), 1) | below(word ^ (ONES * u64::from(b'\\')), 1);
         dirty & HIGH == 0
     };
-    words.iter().all(is_clean) && rest.iter().all(|byte| plain(*byte))
+    // Of what does not fill a word the last eight bytes are looked at, some of them once more.
+    words.iter().all(is_clean) && last.map_or_else(|| rest.iter().all(|byte| plain(*byte)), is_clean)
 }
 
 fn escape_ascii(byte: u8, out: &mut Vec<u8>) {

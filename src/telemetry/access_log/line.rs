@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::{HeaderValue, Version};
 
 use super::escape::{escape, plain};
-use super::{Entry, Format};
+use super::{Entry, Format, Label};
 use crate::http::client_addr::ipv4_text;
 use crate::telemetry::time::Stamp;
 
@@ -92,13 +92,13 @@ impl Line<'_> {
 
     fn outcome(&mut self, entry: &Entry) {
         self.text(key!("reason"), entry.reason.map(crate::error::Reason::as_str));
-        self.text(key!("route"), entry.route.as_deref());
+        self.label(key!("route"), entry.route.as_ref());
         // A token need not say whose it is.
-        self.text(key!("user"), entry.user.as_deref().filter(|user| !user.is_empty()));
+        self.label(key!("user"), entry.user.as_ref().filter(|user| !user.as_bytes().is_empty()));
         self.text(key!("auth_error"), entry.auth_error);
         self.text(key!("rate_limit"), entry.rate_limit.as_deref());
-        self.text(key!("upstream"), entry.upstream.as_deref());
-        self.text(key!("endpoint"), entry.endpoint.as_deref());
+        self.label(key!("upstream"), entry.upstream.as_ref());
+        self.label(key!("endpoint"), entry.endpoint.as_ref());
         self.number(key!("attempts"), entry.attempts.into());
         self.millis(key!("duration_ms"), entry.duration);
         if let Some(time) = entry.upstream_time {
@@ -178,6 +178,12 @@ impl Line<'_> {
     }
 
     fn header(&mut self, key: Key, value: Option<&HeaderValue>) {
+        if let Some(value) = value {
+            self.bytes(key, value.as_bytes());
+        }
+    }
+
+    fn label(&mut self, key: Key, value: Option<&Label>) {
         if let Some(value) = value {
             self.bytes(key, value.as_bytes());
         }

@@ -6,6 +6,7 @@
 
 mod entry;
 mod escape;
+mod label;
 mod line;
 mod queue;
 mod sink;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use self::entry::Entry;
+pub use self::label::Label;
 use self::queue::Queue;
 use self::sink::Sink;
 use super::time::Stamp;

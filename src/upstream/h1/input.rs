@@ -13,7 +13,7 @@ use crate::http::h1::block::{self, BLOCK, LEAST};
 use crate::upstream::wire::Wire;
 
 /// Bytes read at a time where many come.
-const LARGE: usize = 64 << 10;
+const LARGE: usize = 128 << 10;
 /// Room behind the end of a body.
 const SLACK: usize = 64;
 

@@ -7,6 +7,10 @@ use super::*;
 use crate::error::Reason;
 use crate::telemetry::access_log::tests::entry;
 
+fn label(name: &str) -> Option<Label> {
+    Some(Label::from(&Arc::from(name)))
+}
+
 fn line(entry: &Entry, format: Format) -> String {
     let mut out = Vec::new();
     write(entry, format, &mut Stamp::default(), &mut out);
@@ -24,12 +28,12 @@ fn full() -> Entry {
         protocol: Version::HTTP_2,
         status: 502,
         reason: Some(Reason::AggregateFailed),
-        route: Some("GET /a".into()),
-        user: Some("ann".into()),
+        route: label("GET /a"),
+        user: label("ann"),
         auth_error: Some("expired"),
         rate_limit: Some("user".into()),
-        upstream: Some("users".into()),
-        endpoint: Some("http://127.0.0.1:8081".into()),
+        upstream: label("users"),
+        endpoint: label("http://127.0.0.1:8081"),
         attempts: 2,
         duration: Duration::from_nanos(12_345_999),
         upstream_time: Some(Duration::from_micros(1_001)),
@@ -106,7 +110,7 @@ fn absent_values_are_left_out() {
 fn hostile_values_stay_one_line_and_decode_to_what_was_sent() {
     let hostile = "x\u{1b}[2Ja\" \\\u{2028}\u{202e}=ü";
     let entry = Entry {
-        user: Some(format!("{hostile}\r\n").into()),
+        user: label(&format!("{hostile}\r\n")),
         user_agent: Some(HeaderValue::from_bytes(hostile.replace('\u{1b}', "\t").as_bytes()).unwrap()),
         host: Some(HeaderValue::from_bytes(b"a\xff\tb").unwrap()),
         target: http::uri::PathAndQuery::try_from("/\u{2028}\"?q={\u{9b}".as_bytes()).unwrap(),
