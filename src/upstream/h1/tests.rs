@@ -350,7 +350,7 @@ async fn a_long_body_is_read_into_the_same_memory_again_and_again() {
     let (mut connection, mut peer) = pair().await;
     start(&mut connection, &Method::GET, &HeaderMap::new(), RequestBody::Empty);
     // As much as a socket holds, so that no read waits: a body that stalls lets go of its memory.
-    let answer = [&b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"[..], &[b'x'; 100_000]].concat();
+    let answer = [&b"HTTP/1.1 200 OK\r\ncontent-length: 150000\r\n\r\n"[..], &[b'x'; 150_000]].concat();
     peer.write_all(&answer).await.unwrap();
     head(&mut connection).await.unwrap();
     let mut places = Vec::new();
