@@ -183,7 +183,7 @@ impl Body for ResponseBody {
                 }
                 if let Some(data) = frame.data_ref() {
                     this.bytes += data.len() as u64;
-                    if let Some(Link::Http2(clock)) = this.finish.as_ref().map(|finish| &finish.link) {
+                    if let Some(Link::Http2(clock, _)) = this.finish.as_ref().map(|finish| &finish.link) {
                         // An HTTP/2 stream has no socket of its own that would tell its clock.
                         clock.moved(data.len());
                         if data.len() < SMALL

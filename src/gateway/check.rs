@@ -7,7 +7,7 @@ use crate::error::{Reason, Refusal};
 use crate::gateway::handle::{ALL_METHODS, Context};
 use crate::gateway::snapshot::Snapshot;
 use crate::http::headers::remove_hop_by_hop;
-use crate::http::target::{TargetForm, canonical, check_framing, check_target, host};
+use crate::http::target::{TargetForm, canonical, check_framing, check_target};
 use crate::http::websocket::{Upgrade, inspect_request};
 use crate::http::{Exchange, grpc, grpc_web};
 
@@ -55,11 +55,7 @@ fn check_head(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts
         }
     }
     let form = if cx.websocket.is_some() { TargetForm::Origin } else { check_target(&head.method, &head.uri).map_err(bad)? };
-    ex.host = match cx.link.http1() {
-        Some(state) => state.host(head),
-        None => host(head.version, &head.headers, &head.uri),
-    }
-    .map_err(bad)?;
+    ex.host = cx.link.connection().host(head).map_err(bad)?;
     if head.uri.authority().is_some()
         && let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut())
     {

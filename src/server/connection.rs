@@ -195,12 +195,12 @@ pub(super) struct Session {
 impl Session {
     async fn run(self, transport: Transport, h2: Option<bool>, timeouts: ConnectionTimeouts) {
         let clock = Arc::new(Clock::new(Phase::Head, Instant::now(), timeouts));
-        let state = Arc::new(ConnectionState::new(Arc::clone(&clock), Arc::clone(&self.held) as _));
+        let state = Arc::new(ConnectionState::new(clock, Arc::clone(&self.held) as _));
         let io = ClientIo::new(transport, Arc::clone(&state), Arc::clone(&self.listener().metrics), self.worker);
-        let io = if h2 == Some(true) { Some(Box::new(io)) } else { self.run_h1(io, h2.is_none(), state).await };
+        let io = if h2 == Some(true) { Some(Box::new(io)) } else { self.run_h1(io, h2.is_none(), Arc::clone(&state)).await };
         if let Some(io) = io {
             // Boxed: what HTTP/2 needs is much, and connections of HTTP/1 would carry room for it.
-            Box::pin(self.run_h2(*io, clock, timeouts)).await;
+            Box::pin(self.run_h2(*io, &state, timeouts)).await;
         }
     }
 
@@ -290,11 +290,11 @@ impl Session {
         self.state.shared.http2_ping
     }
 
-    async fn run_h2(&self, io: ClientIo, clock: Arc<Clock>, timeouts: ConnectionTimeouts) {
+    async fn run_h2(&self, io: ClientIo, state: &Arc<ConnectionState>, timeouts: ConnectionTimeouts) {
         let flood = Arc::new(Notify::new());
         let io = io.h2(Arc::clone(&flood));
-        let streams = Streams::of(&clock);
-        let mut watched = pin!(Watched::new(Http2::new(self, io, &streams, timeouts), Arc::clone(&clock)));
+        let streams = Streams::of(&state.clock);
+        let mut watched = pin!(Watched::new(Http2::new(self, io, state, &streams, timeouts), Arc::clone(&state.clock)));
         let (mut stages, mut identity) = (self.stages(), self.listener().identity(self.superseded));
         let end = loop {
             tokio::select! {

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::gateway::Inbound;
 use crate::http::clock::{Clock, ConnectionTimeouts, Phase};
-use crate::http::connection::Link;
+use crate::http::connection::{ConnectionState, Link};
 use crate::http::incoming::Incoming;
 use crate::http::upgrade::Upgrading;
 use crate::server::connection::Session;
@@ -47,6 +47,7 @@ const BACKSTOP: usize = 2;
 /// A connection, driven to its end by polling it.
 pub(super) struct Http2<'a> {
     session: &'a Session,
+    shared: &'a Arc<ConnectionState>,
     streams: &'a Arc<Streams>,
     timeouts: ConnectionTimeouts,
     state: State,
@@ -62,7 +63,13 @@ enum State {
 
 impl<'a> Http2<'a> {
     /// A connection whose preface is still to be read.
-    pub(super) fn new(session: &'a Session, io: ClientIo, streams: &'a Arc<Streams>, timeouts: ConnectionTimeouts) -> Self {
+    pub(super) fn new(
+        session: &'a Session,
+        io: ClientIo,
+        shared: &'a Arc<ConnectionState>,
+        streams: &'a Arc<Streams>,
+        timeouts: ConnectionTimeouts,
+    ) -> Self {
         let alive = Alive::new(session.ping(), io.heard());
         let snapshot = session.snapshot();
         let mut builder = Builder::new();
@@ -76,7 +83,7 @@ impl<'a> Http2<'a> {
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(u32::try_from(snapshot.max_header_size.saturating_mul(BACKSTOP)).unwrap_or(u32::MAX))
             .enable_connect_protocol();
-        Self { session, streams, timeouts, state: State::Handshake(builder.handshake(io)), alive, leaving: false }
+        Self { session, shared, streams, timeouts, state: State::Handshake(builder.handshake(io)), alive, leaving: false }
     }
 
     /// Sends GOAWAY: what is open is finished, and what crosses it is still taken.
@@ -101,15 +108,17 @@ impl Future for Http2<'_> {
             this.alive.begin(connection.ping_pong());
             this.state = State::Open(connection);
         }
-        let Self { session, streams, timeouts, state: State::Open(connection), alive, .. } = this else { return Poll::Pending };
+        let Self { session, shared, streams, timeouts, state: State::Open(connection), alive, .. } = this else { return Poll::Pending };
         if alive.poll(cx).is_ready() {
             tracing::debug!("an HTTP/2 client answers no ping");
             connection.abrupt_shutdown(Reason::NO_ERROR);
         }
+        // Those that are there at once came at once.
+        let mut now = None;
         while let Some(accepted) = ready!(connection.poll_accept(cx)) {
             let (request, respond) = accepted?;
-            let clock = Arc::new(Clock::new(Phase::Request, Instant::now(), *timeouts));
-            let inbound = session.inbound(Link::Http2(Arc::clone(&clock)));
+            let clock = Arc::new(Clock::new(Phase::Request, *now.get_or_insert_with(Instant::now), *timeouts));
+            let inbound = session.inbound(Link::Http2(Arc::clone(&clock), Arc::clone(shared)));
             streams.clock().set_timeouts(inbound.snapshot.timeouts);
             if let Some((inbound, request, reply)) = parts(inbound, request, respond) {
                 runners::run(Box::new(Job { inbound, request, clock, reply, guard: streams.begin() }));

@@ -69,11 +69,14 @@ struct Guard {
     deaf: bool,
     /// Counts what the client sends, all of it: signs of life.
     heard: Arc<AtomicU64>,
+    /// Whether the client was heard of.
+    begun: bool,
 }
 
 impl Guard {
     /// Bytes came in: minds `timeouts.header` while the client owes the rest of a head.
     fn received(&mut self, bytes: &[u8], state: &ConnectionState) {
+        self.begun = true;
         self.heard.store(self.heard.load(Relaxed).wrapping_add(bytes.len() as u64), Relaxed);
         if !self.frames.advance(bytes) {
             self.deaf = true;
@@ -106,7 +109,7 @@ impl ClientIo {
 
     /// The same for a client that speaks HTTP/2; `flood` rings when it sends more than it may.
     pub fn h2(mut self, flood: Arc<Notify>) -> Self {
-        self.guard = Some(Guard { frames: Frames::new(Instant::now()), flood, deaf: false, heard: Arc::default() });
+        self.guard = Some(Guard { frames: Frames::new(Instant::now()), flood, deaf: false, heard: Arc::default(), begun: false });
         self
     }
 
@@ -217,10 +220,14 @@ impl AsyncWrite for ClientIo {
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.transport {
-            Transport::Plain(tcp) => tcp.is_write_vectored(),
-            Transport::Tls(tls) => tls.is_write_vectored(),
-        }
+        // h2 asks once before it begins, to know up to which size it is to put a piece of a body into its buffer, where others follow it
+        // (1 KiB without vectored writes, 256 bytes with them), and again at each write. A write per answer of 300 bytes costs more than
+        // the copy.
+        self.guard.as_ref().is_none_or(|guard| guard.begun)
+            && match &self.transport {
+                Transport::Plain(tcp) => tcp.is_write_vectored(),
+                Transport::Tls(tls) => tls.is_write_vectored(),
+            }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

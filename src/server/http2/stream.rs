@@ -26,6 +26,10 @@ use crate::http::watched::{Alarm, Ring};
 use crate::server::http2::tunnel::Tunnel;
 use crate::server::streams::StreamGuard;
 
+/// The last piece of a body is handed over without a look at the window if it is no longer than this. It may wait there for as long as the
+/// connection is kept, but so may longer ones, once their window has room for a byte.
+const AT_ONCE: usize = 2 << 10;
+
 /// A request, and all that its answer needs.
 pub(super) struct Job {
     pub(super) inbound: Inbound,
@@ -135,7 +139,7 @@ impl Sending {
                         Poll::Ready(true) => {}
                         Poll::Ready(false) => return Poll::Ready(()),
                         Poll::Pending => {
-                            self.waiting = Some((piece, self.body.is_end_stream()));
+                            self.waiting = Some((piece, last));
                             return Poll::Pending;
                         }
                     }
@@ -147,10 +151,16 @@ impl Sending {
             match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(piece) => {
+                        let last = self.body.is_end_stream();
+                        if last && piece.len() <= AT_ONCE {
+                            // A stream that was reset needs none.
+                            let _ = self.stream.send_data(piece, true);
+                            return Poll::Ready(());
+                        }
                         // Room is asked for only when there is something to send, and little of it: what is held back from the window of
                         // the connection is missing to the other streams.
                         self.stream.reserve_capacity(usize::from(!piece.is_empty()));
-                        self.waiting = Some((piece, self.body.is_end_stream()));
+                        self.waiting = Some((piece, last));
                     }
                     Err(frame) => {
                         if let Ok(trailers) = frame.into_trailers() {
