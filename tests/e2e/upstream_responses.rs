@@ -141,6 +141,8 @@ fn the_length_of_a_304_is_kept() {
 fn told(fields: &[(String, String)]) -> Vec<(String, String)> {
     let mut told: Vec<_> = fields.iter().map(|(name, value)| (name.to_lowercase(), value.clone())).collect();
     told.retain(|(name, _)| !matches!(name.as_str(), "x-request-id" | "x-ruled"));
+    // The gateway's own is that of the second, which may change between two answers.
+    told.iter_mut().filter(|(name, value)| name == "date" && value.ends_with(" GMT")).for_each(|(_, value)| "now".clone_into(value));
     told.sort();
     told
 }
