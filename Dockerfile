@@ -4,9 +4,11 @@
 #   docker run -p 8080:8080 -v ./conf:/etc/tollgate:ro tollgate
 #
 # Mount the directory, not the file: editors replace files, and a mounted file would keep the old one.
-# Listeners must be on 0.0.0.0 in the file. The health check asks `admin`: it has to be there, best on its default, 127.0.0.1:9901.
+# Listeners must be on 0.0.0.0 in the file. The health check asks `admin`: it has to be there, best on its default, 127.0.0.1:9901. It reads
+# the file that GATEWAY_CONFIG names, so name another one there, not with -c.
 
-FROM rust:1.95-slim-bookworm AS build
+# This very compiler: the profile in pgo/ is for it.
+FROM rust:1.95.0-slim-bookworm AS build
 # The crypto library is C.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev make && rm -rf /var/lib/apt/lists/*
 WORKDIR /src

@@ -13,9 +13,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 use tollgate::config::auth::AuthRule;
 use tollgate::config::{hide, resolve};
 use tollgate::gateway::Snapshot;
+use tollgate::http::headers::{Survey, remove_hop_by_hop};
 use tollgate::http::target::{canonical, host};
 use tollgate::http::template::{Allowed, UrlTemplate, params_of};
 use tollgate::http::{Connection, Exchange, Params, Scheme};
+use tollgate::middleware::cors::preflight_method;
+use tollgate::middleware::rate_limit::Step;
 use tollgate::router::{Outcome, Query, Verdict};
 use tollgate::units;
 
@@ -77,6 +80,10 @@ impl Asked {
             let authority = uri.authority().map_or("localhost", |authority| authority.as_str());
             headers.insert("host", HeaderValue::from_str(authority).map_err(|_| format!("`{authority}` is not a host"))?);
         }
+        // No route is chosen by what the gateway takes away first.
+        let seen = Survey::of(&headers);
+        remove_hop_by_hop(&mut headers, seen);
+        snapshot.protected.remove(&mut headers);
         let host = host(Version::HTTP_11, &headers, &uri).map_err(|detail| format!("400 bad_request: {detail}"))?;
         let received = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let changed = canonical(&received, snapshot.encoded_slash).map_err(|detail| format!("400 bad_request: {detail}"))?;
@@ -113,6 +120,11 @@ fn render(snapshot: &Snapshot, asked: &Asked, query: &Query<'_>) -> (String, u8)
     let mut out = String::new();
     // Writing to a string cannot fail.
     let _ = writeln!(out, "{} {} on host {} by {}", asked.method, asked.target, asked.host.name(), asked.scheme.as_str());
+    let preflight = preflight_method(query.method, query.headers).and_then(|asked| Method::from_bytes(asked.as_bytes()).ok());
+    let query = &preflight.as_ref().map_or(*query, |asked| preflighted(snapshot, query, asked));
+    if query.method != &asked.method {
+        let _ = writeln!(out, "a CORS preflight for {}, answered by its route", query.method);
+    }
     let outcome = snapshot.router.find(query);
     let code = match &outcome {
         Outcome::Found { route, params } => {
@@ -135,6 +147,16 @@ fn render(snapshot: &Snapshot, asked: &Asked, query: &Query<'_>) -> (String, u8)
         let _ = writeln!(out, "{mark} {} ({place}): {verdict}", route.name);
     }
     (out, code)
+}
+
+/// What a preflight is routed by: the method it asks for, where that route has `cors`.
+fn preflighted<'a>(snapshot: &Snapshot, query: &Query<'a>, asked: &'a Method) -> Query<'a> {
+    let query = *query;
+    let by_method = Query { method: asked, ..query };
+    match snapshot.router.find(&by_method) {
+        Outcome::Found { route, .. } if snapshot.resolved.get(route).is_some_and(|route| route.cors.is_some()) => by_method,
+        Outcome::Found { .. } | Outcome::MethodNotAllowed { .. } | Outcome::NotFound => query,
+    }
 }
 
 fn winner(out: &mut String, snapshot: &Snapshot, index: usize, exchange: &Exchange) {
@@ -176,15 +198,12 @@ fn policies(route: &resolve::Route, step: &mut impl FnMut(&str, String)) {
     if let Some(limit) = route.body_limit {
         step("body_limit", units::Size(limit).to_string());
     }
-    for (limit, _) in &route.rate_limits {
-        let by: Vec<String> = limit.by.0.iter().map(ToString::to_string).collect();
-        let burst = limit.burst.unwrap_or(limit.rate.count);
-        let store = limit.store.as_ref().map_or_else(String::new, |store| format!(", store {store}"));
-        step("rate_limit", format!("{} by {}, burst {burst}{store}", limit.rate, by.join(", ")));
-    }
+    rate_limits(route, Step::Address, step);
     if let Some((auth, _)) = &route.auth {
         step("auth", auth_rule(auth));
     }
+    rate_limits(route, Step::User, step);
+    rate_limits(route, Step::Global, step);
     if let Some(rewrite) = &route.rewrite {
         let path = rewrite.path.as_ref().map(|path| format!("path {path}"));
         let strip = rewrite.strip_prefix.as_ref().map(|prefix| format!("strip {prefix}"));
@@ -209,7 +228,16 @@ fn policies(route: &resolve::Route, step: &mut impl FnMut(&str, String)) {
     if let Some(retry) = &route.retry {
         let when: Vec<String> = retry.when.iter().map(ToString::to_string).collect();
         let each = retry.per_try_timeout.map_or_else(String::new, |limit| format!(", each {limit}"));
-        step("retry", format!("{} more on {}{each}", retry.attempts, when.join(", ")));
+        step("retry", format!("{} more on {}{each}, backoff {}, budget {}", retry.attempts, when.join(", "), retry.backoff, retry.budget));
+    }
+}
+
+fn rate_limits(route: &resolve::Route, turn: Step, step: &mut impl FnMut(&str, String)) {
+    for (limit, _) in route.rate_limits.iter().filter(|(limit, _)| Step::of(&limit.by.0) == turn) {
+        let by: Vec<String> = limit.by.0.iter().map(ToString::to_string).collect();
+        let burst = limit.burst.unwrap_or(limit.rate.count);
+        let store = limit.store.as_ref().map_or_else(String::new, |store| format!(", store {store}"));
+        step("rate_limit", format!("{} by {}, burst {burst}{store}", limit.rate, by.join(", ")));
     }
 }
 
@@ -290,9 +318,15 @@ mod tests {
 
     /// What `explain` says about the route of this path.
     fn explained(yaml: &str, path: &str) -> String {
+        asked(yaml, &["GET", path])
+    }
+
+    /// What `explain` says with these arguments.
+    fn asked(yaml: &str, arguments: &[&str]) -> String {
         let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
         std::fs::write(file.path(), yaml).unwrap();
-        let cli = Cli::try_parse_from(["tollgate", "--config", file.path().to_str().unwrap(), "explain", "GET", path]).unwrap();
+        let command = ["tollgate", "--config", file.path().to_str().unwrap(), "explain"];
+        let cli = Cli::try_parse_from(command.iter().chain(arguments)).unwrap();
         let Some(Command::Explain(request)) = cli.command else { panic!("not explain") };
         let snapshot = compiled(&cli.options).unwrap_or_else(|reports| panic!("{reports:?}"));
         let asked = Asked::read(&request, &snapshot).unwrap();
@@ -334,6 +368,38 @@ routes:
             assert!(lines.iter().all(|line| text.contains(line)), "{text}");
         }
         assert!(!shown("/many").contains("mirror "), "an aggregate is not copied");
+    }
+
+    #[test]
+    fn what_the_gateway_takes_away_chooses_no_route() {
+        let yaml = "
+listeners: [{ address: '127.0.0.1:0' }]
+upstreams: { a: { endpoints: [http://127.0.0.1:1] } }
+authenticators: { k: { api_key: { keys: [{ id: a, sha256: 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae }], forward: { id: x-user } } } }
+routes:
+  - { name: root, match: { path: /a, headers: { x-user: root } }, priority: 1, auth: k, upstream: a }
+  - { name: hop, match: { path: /a, headers: { x-hop: a } }, upstream: a }
+  - { name: anybody, match: /a, upstream: a }
+";
+        assert!(asked(yaml, &["GET", "/a", "-H", "x-user: root"]).contains("-> route anybody"));
+        assert!(asked(yaml, &["GET", "/a", "-H", "connection: x-hop", "-H", "x-hop: a"]).contains("-> route anybody"));
+        assert!(asked(yaml, &["GET", "/a", "-H", "x-hop: a"]).contains("-> route hop"));
+    }
+
+    #[test]
+    fn a_preflight_goes_to_the_route_of_the_method_that_it_asks_for() {
+        let yaml = "
+listeners: [{ address: '127.0.0.1:0' }]
+upstreams: { a: { endpoints: [http://127.0.0.1:1] } }
+routes:
+  - { name: with, match: PUT /with, cors: { origins: ['https://a.example'] }, upstream: a }
+  - { name: without, match: PUT /without, upstream: a }
+";
+        let preflight =
+            |path| asked(yaml, &["OPTIONS", path, "-H", "origin: https://a.example", "-H", "access-control-request-method: PUT"]);
+        let text = preflight("/with");
+        assert!(text.contains("preflight for PUT") && text.contains("-> route with"), "{text}");
+        assert!(preflight("/without").contains("-> 405 method_not_allowed"));
     }
 
     #[test]
@@ -382,6 +448,8 @@ routes:
     upstream: a
 ";
         let text = explained(yaml, "/a");
+        let place = |line: &str| text.find(line).unwrap_or_else(|| panic!("{line} is not in {text}"));
+        assert!(place("by ip") < place("  auth ") && place("  auth ") < place("by global"), "in the order of the chain: {text}");
         for line in [
             "  rate_limit    100/s by ip, burst 100, store main",
             "  rate_limit    5/m by global, burst 7",
@@ -389,7 +457,7 @@ routes:
             "  headers       response remove server",
             "  headers       security",
             "  headers       request set x-secret",
-            "  retry         2 more on connect, 503, each 1s",
+            "  retry         2 more on connect, 503, each 1s, backoff 25ms, budget 20%",
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} is not in {text}");
         }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tollgate::config::load::Source;
 use tollgate::server::{Options as ServerOptions, Server, StartError};
 
@@ -61,6 +62,7 @@ fn run(options: &Options, source: Source, started: impl FnOnce() -> io::Result<(
     started()?;
     let server = Arc::new(server);
     runtime.block_on(async {
+        let mut reloads = JoinSet::new();
         loop {
             match signals.next().await {
                 Heard::End => break,
@@ -68,18 +70,27 @@ fn run(options: &Options, source: Source, started: impl FnOnce() -> io::Result<(
                     server.reopen_logs();
                     let reloading = Arc::clone(&server);
                     // The outcome is in log and metrics; a reload that is still under way does not keep the next signal waiting.
-                    tokio::task::spawn_blocking(move || drop(reloading.reload())).await.map_err(io::Error::other)?;
+                    reloads.spawn_blocking(move || drop(reloading.reload()));
+                    while let Some(over) = reloads.try_join_next() {
+                        over.map_err(io::Error::other)?;
+                    }
                 }
             }
         }
-        let draining = tokio::task::spawn_blocking(move || {
-            // Nothing else holds it: reloads on signals are waited for above.
-            if let Ok(server) = Arc::try_unwrap(server) {
-                server.shutdown();
+        let draining = async {
+            while let Some(over) = reloads.join_next().await {
+                over.map_err(io::Error::other)?;
             }
-        });
+            // Nothing else holds it now.
+            let down = tokio::task::spawn_blocking(move || {
+                if let Ok(server) = Arc::try_unwrap(server) {
+                    server.shutdown();
+                }
+            });
+            down.await.map_err(io::Error::other)
+        };
         tokio::select! {
-            drained = draining => drained.map(|()| ExitCode::from(DONE)).map_err(io::Error::other),
+            drained = draining => drained.map(|()| ExitCode::from(DONE)),
             () = signals.end() => {
                 writeln!(io::stderr(), "tollgate: second signal, ending at once")?;
                 std::process::exit(i32::from(FAILED));

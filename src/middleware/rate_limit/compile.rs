@@ -51,7 +51,7 @@ impl RateLimits {
 
 /// When a limit is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Step {
+pub enum Step {
     /// Before authentication.
     Address,
     /// After it: names `user`.
@@ -61,7 +61,8 @@ enum Step {
 }
 
 impl Step {
-    fn of(by: &[Selector]) -> Self {
+    /// That of a limit by these selectors.
+    pub fn of(by: &[Selector]) -> Self {
         if by.contains(&Selector::User) {
             Self::User
         } else if by.contains(&Selector::Global) {

@@ -30,6 +30,7 @@ use std::time::Instant;
 use http::{HeaderMap, HeaderValue};
 
 pub use buckets::{Buckets, MAX_KEYS};
+pub use compile::Step;
 pub use homes::Homes;
 pub use pending::PendingCheck;
 pub use registry::{Registry, Stores};
