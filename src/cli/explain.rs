@@ -122,7 +122,7 @@ fn render(snapshot: &Snapshot, asked: &Asked, query: &Query<'_>) -> (String, u8)
     let _ = writeln!(out, "{} {} on host {} by {}", asked.method, asked.target, asked.host.name(), asked.scheme.as_str());
     let preflight = preflight_method(query.method, query.headers).and_then(|asked| Method::from_bytes(asked.as_bytes()).ok());
     let query = &preflight.as_ref().map_or(*query, |asked| preflighted(snapshot, query, asked));
-    if query.method != &asked.method {
+    if *query.method != asked.method {
         let _ = writeln!(out, "a CORS preflight for {}, answered by its route", query.method);
     }
     let outcome = snapshot.router.find(query);
