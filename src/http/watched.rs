@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
+use tokio::task::coop;
 use tokio::time::Sleep;
 
 use super::clock::{Clock, Phase, Verdict, nanos};
@@ -62,12 +63,14 @@ impl Alarm {
         }
         loop {
             if sleep.as_mut().poll(cx).is_pending() {
-                *this.waker = Some(cx.waker().clone());
+                // A task whose turn is over is woken for another one, but the sleep has not heard of it.
+                *this.waker = coop::has_budget_remaining().then(|| cx.waker().clone());
                 return Poll::Pending;
             }
-            let (wait, expired) = match clock.judge(Instant::now()) {
+            let now = Instant::now();
+            let (wait, expired) = match clock.judge(now) {
                 Verdict::Wait(at) => (at, false),
-                Verdict::Expire => (nanos(Instant::now()).saturating_add(1_000_000_000), true),
+                Verdict::Expire => (nanos(now).saturating_add(1_000_000_000), true),
                 Verdict::Close => return Poll::Ready(Ring::Cut(clock.phase())),
             };
             *this.armed = wait;
@@ -142,5 +145,36 @@ impl<F: Future, C: AsRef<Clock>> Future for Watched<F, C> {
                 Ring::Cut(phase) => return Poll::Ready(End::Cut(phase)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+
+    use super::super::clock::ConnectionTimeouts;
+    use super::*;
+
+    const FOREVER: Duration = Duration::from_secs(60);
+
+    fn clock(phase: Phase, idle: Duration) -> Clock {
+        Clock::new(phase, Instant::now(), ConnectionTimeouts { header: Some(FOREVER), idle: Some(idle) })
+    }
+
+    #[tokio::test]
+    async fn an_alarm_that_is_first_asked_when_its_task_is_out_of_turns_still_rings() {
+        let clock = clock(Phase::Idle, Duration::from_millis(20));
+        let mut alarm = pin!(Alarm::default());
+        poll_fn(|cx| {
+            while let Poll::Ready(turn) = coop::poll_proceed(cx) {
+                turn.made_progress();
+            }
+            assert!(alarm.as_mut().poll(&clock, cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        let ring = tokio::time::timeout(FOREVER, poll_fn(|cx| alarm.as_mut().poll(&clock, cx))).await;
+        assert_eq!(ring, Ok(Ring::Cut(Phase::Idle)));
     }
 }

@@ -6,10 +6,10 @@
 //! thread also looks after the workers' sockets, so that the clients of a worker that is stuck are taken by the others.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -131,8 +131,12 @@ pub async fn accept(door: Door, state: Arc<State>, taker: Taker) {
         }
     }
     // Clients that the kernel has connected already are served; closing the socket over them would reset them.
-    while let Ok((socket, peer)) = take(ready.get_ref()) {
-        hand_over(socket, peer, listener, Open::new(&state), taker);
+    loop {
+        match take(ready.get_ref()) {
+            Ok((socket, peer)) => hand_over(socket, peer, listener, Open::new(&state), taker),
+            Err(error) if is_the_clients(&error) => {}
+            Err(_) => return,
+        }
     }
 }
 
@@ -168,10 +172,13 @@ async fn rescue(listener: Arc<Listener>, sockets: Vec<Weak<TcpListener>>, state:
     let mut stages = listener.stages();
     let mut leaving = std::pin::pin!(stages.wait_for(|stage| *stage != Stage::Serving));
     loop {
-        tokio::select! {
+        let left = tokio::select! {
             biased;
-            _ = &mut leaving => return,
-            () = tokio::time::sleep(RESCUE) => {}
+            _ = &mut leaving => true,
+            () = tokio::time::sleep(RESCUE) => false,
+        };
+        if left && all_closed(&sockets).await {
+            return;
         }
         for (worker, socket) in sockets.iter().enumerate().filter_map(|(worker, socket)| Some((worker, socket.upgrade()?))) {
             while let Some(open) = Open::within_limit(&state)
@@ -180,7 +187,29 @@ async fn rescue(listener: Arc<Listener>, sockets: Vec<Weak<TcpListener>>, state:
             {
                 hand_over(socket, peer, &listener, open, Taker::InsteadOf(worker));
             }
+            if left {
+                // Else clients would go on to connect there, and the address would stay taken, until its worker comes to it. Failing to do it
+                // leaves just that.
+                let _ = socket2::SockRef::from(&*socket).shutdown(Shutdown::Both);
+            }
         }
+        if left {
+            return;
+        }
+    }
+}
+
+/// Whether the workers have closed their sockets, which takes them a moment unless they are stuck.
+async fn all_closed(sockets: &[Weak<TcpListener>]) -> bool {
+    let end = Instant::now() + RESCUE;
+    loop {
+        if sockets.iter().all(|socket| socket.strong_count() == 0) {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        tokio::time::sleep(RESCUE / 50).await;
     }
 }
 

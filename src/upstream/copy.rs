@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -32,13 +32,15 @@ pub struct CopyTime {
     linger: Duration,
     /// Whether the copy was sent whole when the request was over.
     sent: AtomicBool,
+    /// When the connection has lingered long enough, once the request is over.
+    lingers: OnceLock<Instant>,
 }
 
 impl CopyTime {
     /// A copy may take until the other side of `original` is dropped, and never longer than `until`; after the first of them its connection
     /// lingers for `linger`.
     pub fn new(original: oneshot::Sender<()>, until: Instant, linger: Duration) -> Self {
-        Self { original: Mutex::new(original), until, linger, sent: AtomicBool::new(false) }
+        Self { original: Mutex::new(original), until, linger, sent: AtomicBool::new(false), lingers: OnceLock::new() }
     }
 
     /// Whether the copy had been sent whole when the request was over.
@@ -67,7 +69,8 @@ impl CopyTime {
     }
 
     async fn linger<F: Future>(&self, future: F) -> Option<F::Output> {
-        let end = self.until.min(Instant::now() + self.linger);
+        // For the head and the body together.
+        let end = *self.lingers.get_or_init(|| self.until.min(Instant::now() + self.linger));
         tokio::time::timeout_at(end.into(), future).await.ok()
     }
 }

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use h2::{Ping, PingPong};
+use tokio::task::coop;
 use tokio::time::{Instant, Sleep};
 
 /// Who listens for a sign of life.
@@ -76,7 +77,8 @@ impl Alive {
                 self.pings = None;
             }
         }
-        self.waker = Some(cx.waker().clone());
+        // A task whose turn is over is woken for another one, but the sleep has not heard of it.
+        self.waker = coop::has_budget_remaining().then(|| cx.waker().clone());
         Poll::Pending
     }
 }

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::gateway::answer::{Cut, ResponseBody};
 use crate::gateway::{Answered, Inbound, handle};
-use crate::http::clock::Clock;
+use crate::http::clock::{Clock, Phase};
 use crate::http::headers::Survey;
 use crate::http::incoming::Incoming;
 use crate::http::upgrade::BoxedStream;
@@ -69,7 +69,7 @@ pub(super) async fn serve(job: Box<Job>, mut alarm: Pin<&mut Alarm>) {
         .await
     };
     let Some(answered) = answered else { return };
-    let Some(mut sending) = reply.begin(answered, guard) else { return };
+    let Some(mut sending) = reply.begin(answered, Arc::clone(&clock), guard) else { return };
     poll_fn(|cx| {
         loop {
             if sending.poll(cx).is_ready() {
@@ -86,7 +86,7 @@ pub(super) async fn serve(job: Box<Job>, mut alarm: Pin<&mut Alarm>) {
 
 impl Reply {
     /// Sends the head. `None` if that was all.
-    fn begin(mut self, answered: Answered, guard: StreamGuard) -> Option<Sending> {
+    fn begin(mut self, answered: Answered, clock: Arc<Clock>, guard: StreamGuard) -> Option<Sending> {
         let (mut head, body) = answered.into_response().into_parts();
         clean(&mut head.headers);
         if let Some((received, tunnel)) = self.tunnel
@@ -107,7 +107,7 @@ impl Reply {
             head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
         match self.respond.send_response(Response::from_parts(head, ()), ended) {
-            Ok(stream) if !ended => Some(Sending { body, stream, waiting: None, guard }),
+            Ok(stream) if !ended => Some(Sending { body, stream, waiting: None, clock, guard }),
             Ok(_) => None,
             Err(error) => {
                 // Fields that HTTP/2 does not know, or a stream that was reset meanwhile.
@@ -125,6 +125,7 @@ struct Sending {
     stream: SendStream<Bytes>,
     /// A piece that waits for the window, and whether it is the last one.
     waiting: Option<(Bytes, bool)>,
+    clock: Arc<Clock>,
     #[expect(dead_code, reason = "held for its drop, after that of the others")]
     guard: StreamGuard,
 }
@@ -140,6 +141,12 @@ impl Sending {
                         Poll::Ready(false) => return Poll::Ready(()),
                         Poll::Pending => {
                             self.waiting = Some((piece, last));
+                            if self.clock.phase() == Phase::Tunnel {
+                                // The request is accounted for, but its stall is still one.
+                                self.clock.response_started();
+                            }
+                            // The client may open no window before it has sent all of its body.
+                            self.body.poll_upload(cx);
                             return Poll::Pending;
                         }
                     }
