@@ -176,7 +176,7 @@ fn a_part_whose_upstream_is_busy_is_overloaded_and_503_if_required() {
         holds.send(get("/hold"));
         busy.pass();
         let answer = gateway.get("/home/1");
-        assert_eq!(words(&answer), "good=200, bad=overloaded");
+        assert!(words(&answer).ends_with("bad=overloaded"), "{answer:?}");
         if required {
             answer.refused(503, "aggregate_failed");
         } else {

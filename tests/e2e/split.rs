@@ -56,8 +56,12 @@ fn with_both_branches_down_all_fail() {
 /// What twenty users get of a sticky split whose second branch fails, and that the first got no request of the others'.
 #[track_caller]
 fn shared_with_a_failing_branch(gateway: &Gateway, stable: &Upstream) -> Vec<Answer> {
-    let ask = |user: usize| gateway.request("GET", "/", &[("x-user", &user.to_string())], "");
-    let (good, bad): (Vec<Answer>, Vec<Answer>) = (0..20).map(ask).partition(|answer| answer.status == 200);
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
+        let ask = |user: usize| scope.spawn(move || gateway.request("GET", "/", &[("x-user", &user.to_string())], ""));
+        let asked: Vec<_> = (0..20).map(ask).collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    let (good, bad): (Vec<Answer>, Vec<Answer>) = answers.into_iter().partition(|answer| answer.status == 200);
     assert!(!good.is_empty() && !bad.is_empty(), "{} of 20 failed", bad.len());
     assert!(good.iter().all(|answer| answer.text() == "stable"));
     assert_eq!(stable.count(), good.len(), "a branch spilled over");
@@ -73,7 +77,7 @@ fn a_branch_that_times_out_keeps_its_share() {
             Then::Close
         }),
     );
-    let yaml = canary("header:x-user", 50, 50).replace("split:", "timeout: 250ms, split:");
+    let yaml = canary("header:x-user", 50, 50).replace("split:", "timeout: 1s, split:");
     let gateway = Gateway::new(&yaml, &[stable.address, silent.address]);
     for answer in shared_with_a_failing_branch(&gateway, &stable) {
         answer.refused(504, "upstream_timeout");
