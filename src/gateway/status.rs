@@ -120,6 +120,9 @@ pub struct RouteStatus {
     pub query: BTreeMap<String, String>,
     /// What answers.
     pub target: TargetStatus,
+    /// The upstream that gets copies; left out where there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<String>,
     /// Authenticators.
     pub auth: Vec<String>,
     /// The timeout; `off` is `null`.
@@ -135,7 +138,7 @@ pub struct RouteStatus {
 pub struct TargetStatus {
     /// `upstream`, `split`, `aggregate`, `respond`, `redirect`.
     pub kind: &'static str,
-    /// The upstream's name, if there is just one.
+    /// The upstream's name; those of a split's branches and an aggregate's parts in written order, joined by `, `; `null` if none is asked.
     pub upstream: Option<String>,
 }
 

@@ -127,6 +127,7 @@ fn route_status(route: &resolve::Route, place: &str, secrets: &[String]) -> Rout
         headers: hidden(&matcher.headers),
         query: hidden(&matcher.query),
         target: target_status(&route.target),
+        mirror: route.mirror.as_ref().map(|(mirror, _)| mirror.upstream.clone()),
         auth: route.auth.as_ref().map(|(auth, _)| auth.any.clone()).unwrap_or_default(),
         timeout: route.timeout.map(|timeout| units::Duration(timeout).to_string()),
         rate_limit: route.rate_limits.iter().map(|(limit, _): &(_, At)| limit_text(limit)).collect(),

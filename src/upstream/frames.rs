@@ -1,5 +1,9 @@
 //! Where WebSocket frames begin and end in a stream of bytes (RFC 6455, section 5.2). Payloads are not looked at.
 
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+
 /// Follows the frames of one direction.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Frames {
@@ -78,15 +82,17 @@ impl Frames {
 
 /// A close frame with status 1001 "going away". Frames to a server are masked, with bytes nobody can predict (RFC 6455, section 5.3).
 pub(super) fn going_away(masked: bool) -> Vec<u8> {
-    let [high, low] = 1001u16.to_be_bytes();
-    if !masked {
-        return vec![0x80 | CLOSE, 2, high, low];
+    let mut frame = Frame::close(Some(CloseFrame { code: CloseCode::Away, reason: "".into() }));
+    if masked {
+        let mut mask = [0u8; 4];
+        // Without randomness the mask stays zero, which is a valid mask: the payload is two known bytes.
+        let _ = aws_lc_rs::rand::fill(&mut mask);
+        frame.header_mut().mask = Some(mask);
     }
-    let mut mask = [0u8; 4];
-    // Without randomness the mask stays zero, which is a valid mask: the payload is two known bytes.
-    let _ = aws_lc_rs::rand::fill(&mut mask);
-    let [a, b, c, d] = mask;
-    vec![0x80 | CLOSE, 0x80 | 2, a, b, c, d, high ^ a, low ^ b]
+    let mut bytes = Vec::with_capacity(frame.len());
+    // Only the writer can fail, and a vector does not.
+    let _ = frame.format(&mut bytes);
+    bytes
 }
 
 #[cfg(test)]
@@ -144,6 +150,17 @@ mod tests {
         assert!(!follower.at_boundary());
         assert_eq!(follower.next(&bytes[15..]), 5);
         assert!(follower.at_boundary());
+    }
+
+    #[test]
+    fn the_goodbye_says_1001_and_is_masked_for_servers() {
+        assert_eq!(going_away(false), [0x88, 2, 0x03, 0xe9]);
+        let frames: Vec<Vec<u8>> = (0..8).map(|_| going_away(true)).collect();
+        for frame in &frames {
+            let [0x88, 0x82, a, b, _, _, high, low] = frame[..] else { panic!("{frame:?}") };
+            assert_eq!([high ^ a, low ^ b], [0x03, 0xe9]);
+        }
+        assert!(frames.iter().any(|frame| frame != &frames[0]), "the masks are drawn: {frames:?}");
     }
 
     #[test]

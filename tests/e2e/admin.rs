@@ -61,6 +61,35 @@ fn routes_are_listed_in_order_of_precedence() {
 }
 
 #[test]
+fn routes_name_every_upstream_they_ask() {
+    let yaml = "
+        upstreams: { up: { endpoints: [http://@0] }, new: { endpoints: [http://@0] }, shadow: { endpoints: [http://@0] } }
+        routes:
+          - { name: both, match: /both, split: [{ upstream: up, weight: 9 }, { upstream: new, weight: 1 }], mirror: { upstream: shadow } }
+          - { name: copied, match: /copied, upstream: up, mirror: { upstream: shadow, percent: 5% } }
+          - { name: home, match: /home, aggregate: { parts: [{ name: b, upstream: new, path: /b }, { name: a, upstream: up, path: /a }] } }
+          - { name: plain, match: /plain, upstream: up }
+          - { name: said, match: /said, respond: { status: 200 } }
+          - { name: sent-on, match: /sent-on, redirect: { to: /said } }
+    ";
+    let upstream = Upstream::echo();
+    let gateway = Gateway::new(yaml, &[upstream.address]);
+    let routes = gateway.admin_get("/routes").json()["routes"].clone();
+    for (name, kind, asked, mirror) in [
+        ("both", "split", json!("up, new"), Some("shadow")),
+        ("copied", "upstream", json!("up"), Some("shadow")),
+        ("home", "aggregate", json!("new, up"), None),
+        ("plain", "upstream", json!("up"), None),
+        ("said", "respond", json!(null), None),
+        ("sent-on", "redirect", json!(null), None),
+    ] {
+        let route = routes.as_array().unwrap().iter().find(|route| route["name"] == name).unwrap();
+        assert_eq!(route["target"], json!({"kind": kind, "upstream": asked}), "{name}");
+        assert_eq!(route.get("mirror"), mirror.map(|name| json!(name)).as_ref(), "{name}");
+    }
+}
+
+#[test]
 fn upstreams_show_the_state_of_each_endpoint() {
     let upstream = Upstream::echo();
     let gateway = Gateway::to(upstream.address, "");

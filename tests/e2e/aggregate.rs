@@ -121,6 +121,74 @@ fn a_failed_optional_part_is_left_out_and_named() {
 }
 
 #[test]
+fn redirects_of_a_part_are_not_followed() {
+    let target = json_of("{\"followed\":true}");
+    for status in [301, 302, 303, 307, 308] {
+        let location = format!("location: http://{}/there\r\n", target.address);
+        let moved = Upstream::serve(move |_, conn| conn.answer(status, &location, "{}"));
+        let (gateway, _good) = beside(&moved, BAD, "");
+        let answer = gateway.get("/home/1");
+        assert_eq!((answer.status, words(&answer)), (200, format!("good=200, bad={status}").as_str()));
+        assert_eq!(answer.json(), json!({"good": {"ok": true}}));
+        let gateway = Gateway::new(&yaml("", &["name: a, upstream: u0, path: /, required: true"], ""), &[moved.address]);
+        let answer = gateway.get("/home/1");
+        answer.refused(502, "aggregate_failed");
+        assert!(!answer.has("location"), "{answer:?}");
+    }
+    assert_eq!(target.connections(), 0);
+}
+
+#[test]
+fn a_part_without_a_usable_endpoint_is_no_endpoint_and_503_if_required() {
+    let (good, sick) = (json_of("{\"ok\":true}"), Upstream::serve(|_, conn| conn.answer(503, "", "{}")));
+    for required in [false, true] {
+        let parts = ["name: good, upstream: u0, path: /good", &format!("{BAD}, required: {required}")];
+        let checks = "panic_threshold: 0%, health: { path: /, interval: 50ms, unhealthy: 1 },";
+        let text = yaml("", &parts, "").replace("u1: {", &format!("u1: {{ {checks}"));
+        let gateway = Gateway::new(&text, &[good.address, sick.address]);
+        gateway.metric_becomes(&format!("gateway_endpoint_healthy{{upstream=\"u1\",endpoint=\"http://{}\"}}", sick.address), 0.0);
+        let answer = gateway.get("/home/1");
+        assert!(words(&answer).ends_with("bad=no_endpoint"), "{answer:?}");
+        if required {
+            answer.refused(503, "aggregate_failed");
+        } else {
+            assert_eq!((answer.status, answer.json()), (200, json!({"good": {"ok": true}})));
+        }
+    }
+    assert!(sick.requests().iter().all(|request| request.target == "/"), "only checks");
+}
+
+#[test]
+fn a_part_whose_upstream_is_busy_is_overloaded_and_503_if_required() {
+    for required in [false, true] {
+        let (busy, done) = (Gate::new(), Gate::new());
+        let (its, wait) = (busy.clone(), done.clone());
+        let good = json_of("{\"ok\":true}");
+        let upstream = Upstream::serve(move |_, conn| {
+            its.open();
+            wait.pass();
+            conn.ok("{}")
+        });
+        let parts = ["name: good, upstream: u0, path: /good", &format!("{BAD}, required: {required}")];
+        let text = yaml("", &parts, "").replace("u1: {", "u1: { pool: { max_connections: 1 },") + "  - { match: /hold, upstream: u1 }\n";
+        let gateway = Gateway::new(&text, &[good.address, upstream.address]);
+        let mut holds = gateway.connect();
+        holds.send(get("/hold"));
+        busy.pass();
+        let answer = gateway.get("/home/1");
+        assert!(words(&answer).ends_with("bad=overloaded"), "{answer:?}");
+        if required {
+            answer.refused(503, "aggregate_failed");
+        } else {
+            assert_eq!((answer.status, answer.json()), (200, json!({"good": {"ok": true}})));
+        }
+        done.open();
+        assert_eq!(holds.read().status, 200);
+        assert_eq!(upstream.count(), 1, "the part was never sent");
+    }
+}
+
+#[test]
 fn empty_and_204_are_empty_objects_and_any_2xx_counts() {
     let empty = Upstream::serve(|request, conn| match request.target.as_str() {
         "/none" => {
@@ -367,6 +435,20 @@ fn a_post_reaches_the_parts_that_want_it() {
     assert_eq!((write.method.as_str(), write.text().as_str(), write.header("content-type")), ("POST", "hello", Some("text/plain")));
     assert_eq!((read.method.as_str(), read.text().as_str(), read.has("content-type")), ("GET", "", false));
     gateway.request("POST", "/home/1", &[], &"x".repeat(1025)).refused(413, "body_too_large");
+}
+
+#[test]
+fn body_limit_holds_before_any_part_is_called() {
+    let part = Upstream::echo();
+    let parts = ["name: write, upstream: u0, path: /w, method: POST", "name: read, upstream: u0, path: /r"];
+    let gateway = Gateway::new(&yaml("body_limit: 10B", &parts, ""), &[part.address, part.address]);
+    gateway.request("POST", "/home/1", &[], &"x".repeat(11)).refused(413, "body_too_large");
+    let chunked = "POST /home/1 HTTP/1.1\r\nHost: site\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nxxxxxx\r\n5\r\nxxxxx\r\n0\r\n\r\n";
+    gateway.ask(chunked).refused(413, "body_too_large");
+    assert_eq!(part.connections(), 0);
+    assert_eq!(gateway.request("POST", "/home/1", &[], &"x".repeat(10)).status, 200);
+    let written = part.requests().into_iter().find(|request| request.target == "/w").unwrap();
+    assert_eq!(written.text(), "x".repeat(10));
 }
 
 #[test]

@@ -54,6 +54,20 @@ fn one_mistake_is_one_problem() {
 }
 
 #[test]
+fn an_unknown_upstream_is_found_wherever_it_is_named() {
+    let known = "upstreams: { users: { endpoints: [http://h:1] } }\nroutes:\n";
+    for (route, column) in [
+        ("{ match: /a, upstream: userz }", 26),
+        ("{ match: /a, split: [{ upstream: users }, { upstream: userz }] }", 57),
+        ("{ match: /a, aggregate: { parts: [{ name: a, path: /, upstream: users }, { name: b, path: /, upstream: userz }] } }", 106),
+        ("{ match: /a, upstream: users, mirror: { upstream: userz } }", 53),
+    ] {
+        let expected = format!("gateway.yaml:3:{column}: unknown upstream \"userz\", did you mean \"users\"? (route /a)");
+        problems(&format!("{known}- {route}"), &[&expected]);
+    }
+}
+
+#[test]
 fn a_misspelt_field_hides_no_other_mistake() {
     problems(
         "routes:\n  - match: /a\n    timout: 5s",

@@ -1,12 +1,13 @@
 //! Copies of requests: they go out as the request does, and the request never notices.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::support::client::get;
+use crate::support::h2::{self, Client, H2Upstream};
 use crate::support::upstream::Unreachable;
-use crate::support::{Conn, Gate, Gateway, Refused, Then, Upstream, eventually};
+use crate::support::{Conn, Gate, Gateway, Refused, Then, Upstream, block_on, eventually};
 
 pub fn mirrored(route: &str, mirror: &str) -> String {
     format!(
@@ -112,6 +113,74 @@ fn a_shadow_that_fails_hangs_or_stalls_is_never_noticed() {
         eventually("five copies have ended", || (ended() > 4.5).then_some(()));
     }
     eventually("the hanging connections are closed", || (hangs.open() == 0).then_some(()));
+}
+
+/// A gRPC server that keeps the messages of its calls, and answers `hello` when `then` is done.
+fn greeter<F: Future<Output = ()> + Send + 'static>(
+    then: impl Fn() -> F + Send + Sync + 'static,
+) -> (H2Upstream, Arc<Mutex<Vec<Vec<u8>>>>) {
+    let bodies = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&bodies);
+    let then = Arc::new(then);
+    let server = H2Upstream::serve(move |(request, mut respond)| {
+        let (kept, then) = (Arc::clone(&kept), Arc::clone(&then));
+        async move {
+            let body = h2::drain(request.into_body()).await;
+            kept.lock().unwrap().push(body);
+            then().await;
+            let head = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            let Ok(mut stream) = respond.send_response(head, false) else { return };
+            let trailers =
+                http::HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static("0"))]);
+            // A copy may be given up meanwhile.
+            let _ = stream.send_data(h2::message(b"hello").into(), false).and_then(|()| stream.send_trailers(trailers));
+        }
+    });
+    (server, bodies)
+}
+
+#[test]
+fn grpc_and_grpc_web_calls_are_copied() {
+    let copies = Copies::default();
+    let (its, asked) = (copies.clone(), Arc::new(AtomicUsize::new(0)));
+    let (main, sent) = greeter(move || {
+        let (copies, count) = (its.clone(), asked.fetch_add(1, SeqCst) + 1);
+        async move { tokio::task::spawn_blocking(move || copies.wait_for(count)).await.unwrap() }
+    });
+    let (shadow, copied) = greeter(move || {
+        copies.arrived();
+        std::future::ready(())
+    });
+    let yaml = mirrored("", "{ upstream: shadow }").replace("endpoints:", "protocol: h2, endpoints:");
+    let gateway = Gateway::new(&yaml, &[main.address, shadow.address]);
+    block_on(async {
+        let mut client = Client::connect(gateway.address()).await;
+        let reply = client.ask(h2::grpc("/pkg.Greeter/Hello", &[]), &h2::message(b"grpc")).await.unwrap();
+        assert_eq!((reply.status, reply.grpc_status(), &reply.body), (200, Some("0"), &h2::message(b"hello")));
+    });
+    for (content_type, body) in
+        [("application/grpc-web+proto", "\0\0\0\0\x03web".to_owned()), ("application/grpc-web-text", "AAAAAAR0ZXh0".to_owned())]
+    {
+        let answer = gateway.request("POST", "/pkg.Greeter/Hello", &[("content-type", content_type), ("x-grpc-web", "1")], &body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    result(&gateway, "sent", 3.0);
+    let expected = [h2::message(b"grpc"), h2::message(b"web"), h2::message(b"text")];
+    assert_eq!(*sent.lock().unwrap(), expected);
+    assert_eq!(*copied.lock().unwrap(), expected, "the copy is what the upstream gets");
+    assert_eq!(shadow.requests().len(), 3);
+    for ((mut sent, mut copied), message) in main.requests().into_iter().zip(shadow.requests()).zip(&expected) {
+        // Whether the length is said is framing: a copy is whole before it leaves, a call may be a stream. What is said must be true.
+        for head in [&mut sent, &mut copied] {
+            if let Some(length) = head.headers.remove("content-length") {
+                assert_eq!(length, message.len().to_string().as_str());
+            }
+        }
+        assert_eq!((&sent.method, sent.uri.path(), &sent.headers), (&copied.method, copied.uri.path(), &copied.headers));
+        let content_type = copied.headers["content-type"].to_str().unwrap();
+        assert!(["application/grpc", "application/grpc+proto"].contains(&content_type), "{copied:?}");
+        assert_eq!(copied.headers["te"], "trailers");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `split`: shares, stickiness, and what a reload moves.
 
 use crate::support::client::{get, request};
-use crate::support::{Gateway, Refused, Upstream, block_on};
+use crate::support::{Answer, Gateway, Refused, Then, Upstream, block_on};
 
 fn canary(by: &str, stable: u32, new: u32) -> String {
     let branches = format!("[{{ upstream: stable, weight: {stable} }}, {{ upstream: new, weight: {new} }}]");
@@ -42,6 +42,58 @@ fn a_branch_that_is_down_keeps_its_share() {
     let statuses: Vec<u16> = (0..60).map(|_| gateway.get("/").status).collect();
     let failed = statuses.iter().filter(|status| **status == 502).count();
     assert!((10..=50).contains(&failed), "{failed} of 60 failed");
+}
+
+#[test]
+fn with_both_branches_down_all_fail() {
+    let (one, other) = (Refused::new(), Refused::new());
+    let gateway = Gateway::new(&canary("", 50, 50), &[one.address, other.address]);
+    for _ in 0..10 {
+        gateway.get("/").refused(502, "upstream_connect_failed");
+    }
+}
+
+/// What twenty users get of a sticky split whose second branch fails, and that the first got no request of the others'.
+#[track_caller]
+fn shared_with_a_failing_branch(gateway: &Gateway, stable: &Upstream) -> Vec<Answer> {
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
+        let ask = |user: usize| scope.spawn(move || gateway.request("GET", "/", &[("x-user", &user.to_string())], ""));
+        let asked: Vec<_> = (0..20).map(ask).collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    let (good, bad): (Vec<Answer>, Vec<Answer>) = answers.into_iter().partition(|answer| answer.status == 200);
+    assert!(!good.is_empty() && !bad.is_empty(), "{} of 20 failed", bad.len());
+    assert!(good.iter().all(|answer| answer.text() == "stable"));
+    assert_eq!(stable.count(), good.len(), "a branch spilled over");
+    bad
+}
+
+#[test]
+fn a_branch_that_times_out_keeps_its_share() {
+    let (stable, silent) = (
+        Upstream::text("stable"),
+        Upstream::raw(|conn| {
+            conn.wait_end();
+            Then::Close
+        }),
+    );
+    let yaml = canary("header:x-user", 50, 50).replace("split:", "timeout: 1s, split:");
+    let gateway = Gateway::new(&yaml, &[stable.address, silent.address]);
+    for answer in shared_with_a_failing_branch(&gateway, &stable) {
+        answer.refused(504, "upstream_timeout");
+    }
+}
+
+#[test]
+fn a_branch_without_a_usable_endpoint_keeps_its_share() {
+    let (stable, sick) = (Upstream::text("stable"), Upstream::serve(|_, conn| conn.answer(500, "", "")));
+    let checks = "new: { panic_threshold: 0%, health: { path: /health, interval: 50ms, unhealthy: 1 },";
+    let gateway = Gateway::new(&canary("header:x-user", 50, 50).replace("new: {", checks), &[stable.address, sick.address]);
+    gateway.metric_becomes(&format!("gateway_endpoint_healthy{{upstream=\"new\",endpoint=\"http://{}\"}}", sick.address), 0.0);
+    for answer in shared_with_a_failing_branch(&gateway, &stable) {
+        answer.refused(503, "no_healthy_endpoint");
+    }
+    assert!(sick.requests().iter().all(|request| request.target == "/health"), "only checks");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 
+use crate::support::certs::{self, Authority};
 use crate::support::client::get;
 use crate::support::h2::{Client, request};
 use crate::support::{Gate, Gateway, Then, Upstream, block_on};
@@ -58,6 +59,30 @@ fn an_http1_client_that_leaves_cancels_upstream_within_a_second() {
     drop(raw);
     gone.pass();
     assert!(left.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn an_http1_client_that_leaves_over_tls_cancels_upstream_too() {
+    let (step, gone) = (Gate::new(), Gate::new());
+    let upstream = events(&step, &gone);
+    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    authority.issue(dir.path(), "site", &["site"]);
+    let yaml = "
+        listeners: [{ address: '127.0.0.1:0', tls: { certificates: [{ cert: site.pem, key: site.key }] } }]
+        upstreams: { up: { endpoints: [http://@0] } }
+        routes: [{ name: all, match: /*, upstream: up }]";
+    let gateway = Gateway::in_dir(dir, yaml, &[upstream.address]);
+    let (mut raw, _) = certs::connect(gateway.address(), &authority.client(&["http/1.1"], None), "site").unwrap();
+    raw.send(get("/events"));
+    assert_eq!(raw.wire.answer_head().status, 200);
+    assert_eq!(raw.wire.chunk().unwrap(), b"data: 1\n\n");
+    step.open();
+    assert_eq!(raw.wire.chunk().unwrap(), b"data: 2\n\n");
+    let left = Instant::now();
+    drop(raw);
+    gone.pass();
+    assert!(left.elapsed() < Duration::from_secs(1));
+    assert_eq!(gateway.logged("/events")["reason"], "client_closed");
 }
 
 #[test]

@@ -239,42 +239,101 @@ fn wrong_handshakes_are_bad_requests_and_other_upgrades_are_dropped() {
     }
 }
 
-#[test]
-fn policy_applies_to_the_handshake() {
-    let ended = Gate::new();
-    let upstream = echo(&ended);
-    let yaml = "
-        upstreams: { up: { endpoints: [http://@0] } }
-        authenticators:
-          keys: { api_key: { from: [header:x-api-key], keys: [{ id: a, sha256: 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae }] } }
-        routes:
-          - { match: /auth, auth: keys, upstream: up }
-          - { match: /ip, ip: { deny: [127.0.0.0/8] }, upstream: up }
-          - { match: /limit, rate_limit: [{ by: ip, rate: 1/h, burst: 1 }], upstream: up }
-          - { match: /origin, cors: { origins: ['https://app.example.com'] }, upstream: up }
-          - { match: /local, respond: { status: 200, body: here } }";
-    let gateway = Gateway::new(yaml, &[upstream.address]);
-    let status = |path: &str, more: &str| {
-        let mut raw = gateway.connect();
-        raw.send(handshake(path, more));
-        raw.wire.answer_head().status
-    };
-    assert_eq!(status("/auth", ""), 401);
-    assert_eq!(status("/auth", "X-Api-Key: wrong\r\n"), 401);
-    assert_eq!(status("/auth", "X-Api-Key: foo\r\n"), 101);
-    assert_eq!(status("/ip", ""), 403);
-    assert_eq!(status("/limit", ""), 101);
-    assert_eq!(status("/limit", ""), 429);
-    assert_eq!(status("/origin", "Origin: https://evil.example\r\n"), 403);
-    assert_eq!(status("/origin", "Origin: https://app.example.com\r\n"), 101);
-    assert_eq!(status("/origin", ""), 101);
-    assert_eq!(status("/local", ""), 200);
-    assert_eq!(status("/none", ""), 404);
+/// Handshakes, in this order, to a gateway with `POLICY`: path, a field, and the status over HTTP/1.1.
+const HANDSHAKES: [(&str, (&str, &str), u16); 15] = [
+    ("/auth", ("x-mine", "1"), 401),
+    ("/auth", ("x-api-key", "wrong"), 401),
+    ("/auth", ("x-api-key", "foo"), 101),
+    ("/ip", ("x-mine", "1"), 403),
+    ("/limit", ("x-mine", "1"), 101),
+    ("/limit", ("x-mine", "1"), 429),
+    ("/origin", ("origin", "https://evil.example"), 403),
+    ("/origin", ("origin", "https://app.example.com"), 101),
+    ("/origin", ("x-mine", "1"), 101),
+    ("/none", ("x-mine", "1"), 404),
+    ("/no/401", ("x-mine", "1"), 401),
+    ("/no/403", ("x-mine", "1"), 403),
+    ("/no/404", ("x-mine", "1"), 404),
+    ("/no/426", ("x-mine", "1"), 426),
+    ("/no/503", ("x-mine", "1"), 503),
+];
+
+const POLICY: &str = "
+    upstreams: { up: { endpoints: [http://@0] } }
+    authenticators:
+      keys: { api_key: { from: [header:x-api-key], keys: [{ id: a, sha256: 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae }] } }
+    routes:
+      - { match: /auth, auth: keys, upstream: up }
+      - { match: /ip, ip: { deny: [127.0.0.0/8] }, upstream: up }
+      - { match: /limit, rate_limit: [{ by: ip, rate: 1/h, burst: 1 }], upstream: up }
+      - { match: /origin, cors: { origins: ['https://app.example.com'] }, upstream: up }
+      - { name: no, match: /no/*, retry: off, upstream: up }
+      - { match: /local, respond: { status: 200, body: here } }";
+
+/// An upstream that switches, but for `/no/STATUS`.
+fn choosy() -> Upstream {
+    Upstream::serve(|request, conn| match request.target.strip_prefix("/no/") {
+        Some(status) => conn.answer(status.parse().unwrap(), "x-theirs: 1\r\n", "no"),
+        None => {
+            conn.write(switched(request, ""));
+            conn.wait_end();
+            Then::Close
+        }
+    })
+}
+
+#[track_caller]
+fn assert_policy_was_applied(gateway: &Gateway, upstream: &Upstream) {
     // Lines of different workers may come in any order.
     eventually("the refusal is logged", || {
         gateway.log().iter().any(|line| line["path"] == "/origin" && line["reason"] == "origin_denied").then_some(())
     });
-    assert!(!upstream.requests().iter().any(|request| request.has("x-api-key")));
+    let seen = upstream.requests();
+    let asked = |path: &str| seen.iter().filter(|request| request.target.starts_with(path)).count();
+    assert_eq!((asked("/auth"), asked("/ip"), asked("/limit"), asked("/origin"), asked("/no/")), (1, 0, 1, 2, 5));
+    assert!(!seen.iter().any(|request| request.has("x-api-key")));
+    assert_eq!(gateway.metric("gateway_tunnels{route=\"no\"}"), 0.0);
+}
+
+#[test]
+fn policy_applies_to_the_handshake() {
+    let upstream = choosy();
+    let gateway = Gateway::new(POLICY, &[upstream.address]);
+    let shake = |path: &str, (name, value): (&str, &str)| {
+        let mut raw = gateway.connect();
+        raw.send(handshake(path, &format!("{name}: {value}\r\n")));
+        raw.wire.answer_head()
+    };
+    for (path, field, status) in HANDSHAKES {
+        let answer = shake(path, field);
+        assert_eq!(answer.status, status, "{path} {field:?}");
+        assert_eq!(answer.has("x-theirs"), path.starts_with("/no/"), "{path}");
+    }
+    assert_eq!(shake("/local", ("x-mine", "1")).status, 200);
+    assert_policy_was_applied(&gateway, &upstream);
+}
+
+#[test]
+fn policy_applies_to_an_extended_connect_too() {
+    let upstream = choosy();
+    let gateway = Gateway::new(POLICY, &[upstream.address]);
+    block_on(async {
+        let mut client = Client::connect(gateway.address()).await;
+        ready(&mut client).await;
+        for (path, (name, value), status) in HANDSHAKES {
+            let mut request = connect(path, "websocket", "13");
+            request.headers_mut().insert(name, value.parse().unwrap());
+            let (response, _stream) = client.open(request).await.unwrap();
+            let mut response = response.await.unwrap();
+            // A tunnel is a 200 here.
+            assert_eq!(response.status(), if status == 101 { 200 } else { status }, "{path} {name}: {value}");
+            assert_eq!(response.headers().contains_key("x-theirs"), path.starts_with("/no/"), "{path}");
+            if path.starts_with("/no/") {
+                assert_eq!(read_exactly(response.body_mut(), 2).await, b"no");
+            }
+        }
+    });
+    assert_policy_was_applied(&gateway, &upstream);
 }
 
 #[test]
