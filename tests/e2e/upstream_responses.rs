@@ -1,6 +1,7 @@
 //! Upstream responses that are cut, malformed or too large.
 
 use crate::support::client::get;
+use crate::support::h2::{H2Upstream, reply};
 use crate::support::{End, Gate, Gateway, Then, Upstream};
 
 fn cut(bytes: &'static [u8], then: Then) -> (Gateway, Upstream) {
@@ -85,6 +86,25 @@ fn what_is_no_response_is_a_protocol_error() {
         assert_eq!(answer.reason(), "upstream_protocol_error", "{:?}", &bytes[..bytes.len().min(60)]);
         assert_eq!(upstream.count(), 1, "an unreadable response is not asked for again");
     }
+}
+
+#[test]
+fn a_status_above_599_is_a_protocol_error_over_http_2_too() {
+    let upstream = H2Upstream::serve(|stream| async move {
+        let status = if stream.0.uri().path() == "/high" { 600 } else { 599 };
+        reply(stream, status, &[], b"hi", &[]).await;
+    });
+    let yaml = "
+        upstreams: { up: { endpoints: [http://@0], protocol: h2 } }
+        routes: [{ match: /*, upstream: up }]";
+    let gateway = Gateway::new(yaml, &[upstream.address]);
+    let mut raw = gateway.connect();
+    for _ in 0..2 {
+        raw.ask(get("/high")).refused(502, "upstream_protocol_error");
+        let answer = raw.ask(get("/"));
+        assert_eq!((answer.status, answer.text().as_str()), (599, "hi"), "the connection goes on");
+    }
+    assert_eq!(upstream.requests().len(), 4, "an unreadable response is not asked for again");
 }
 
 #[test]
