@@ -387,6 +387,8 @@ async fn over_h2(
         Ok(Ok(response)) if response.status().is_informational() => {
             return Err(wrong("The upstream switched protocols without being asked."));
         }
+        // RFC 9110 section 15 knows no class above 5xx.
+        Ok(Ok(response)) if response.status().as_u16() >= 600 => return Err(wrong("The upstream's response cannot be read.")),
         Ok(Ok(response)) => return Ok(Ok(response.map(Source::H2))),
         Ok(Err(error)) => error,
     };

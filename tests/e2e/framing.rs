@@ -197,20 +197,26 @@ fn an_unread_body_is_never_taken_for_a_request() {
           - { match: /denied, ip: { deny: [127.0.0.1] }, upstream: up }
           - { match: /admin, respond: { status: 299, body: ADMIN } }
           - { match: /second, respond: { status: 298, body: second } }
+          - { match: /cors, cors: { origins: ['https://app.test'], methods: [PUT] }, upstream: up }
     ";
     let gateway = Gateway::new(yaml, &[upstream.address]);
     gateway.get("/limit");
-    for (path, status) in
-        [("/respond", 200), ("/redirect", 302), ("/auth", 401), ("/limit", 429), ("/large", 413), ("/denied", 403), ("/nowhere", 404)]
-    {
+    let preflight = "Origin: https://app.test\r\nAccess-Control-Request-Method: PUT\r\n";
+    for (method, path, fields, status) in [
+        ("POST", "/respond", "", 200),
+        ("POST", "/redirect", "", 302),
+        ("POST", "/auth", "", 401),
+        ("POST", "/limit", "", 429),
+        ("POST", "/large", "", 413),
+        ("POST", "/denied", "", 403),
+        ("POST", "/nowhere", "", 404),
+        ("OPTIONS", "/cors", preflight, 204),
+    ] {
         for chunked in [false, true] {
             let mut raw = gateway.connect();
             let head = if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {}", SMUGGLED.len()) };
             let body = if chunked { format!("{:x}\r\n{SMUGGLED}\r\n0\r\n\r\n", SMUGGLED.len()) } else { SMUGGLED.to_owned() };
-            if path == "/large" && chunked {
-                continue;
-            }
-            raw.send(format!("POST {path} HTTP/1.1\r\nHost: site\r\n{head}\r\n\r\n{body}{}", get("/second")));
+            raw.send(format!("{method} {path} HTTP/1.1\r\nHost: site\r\n{fields}{head}\r\n\r\n{body}{}", get("/second")));
             let first = raw.read();
             assert_eq!(first.status, status, "{path}");
             let (rest, _) = {

@@ -61,7 +61,20 @@ fn the_default_of_a_hundred_fields_holds() {
 fn a_head_the_parser_refuses_is_counted() {
     let gateway = Gateway::new(SMALL, &[]);
     gateway.ask("NOT HTTP AT ALL\r\n\r\n").refused(400, "bad_request");
-    gateway.metric_becomes(&format!("gateway_connection_errors_total{{listener=\"{}\",kind=\"bad_request\"}}", gateway.address()), 1.0);
+    let counted = |kind: &str, count: f64| {
+        let series = format!("gateway_connection_errors_total{{listener=\"{}\",kind=\"{kind}\"}}", gateway.address());
+        gateway.metric_becomes(&series, count);
+    };
+    counted("bad_request", 1.0);
+    // Far beyond what the parser reads, where the gateway's own check never sees them.
+    let long = "a".repeat(200_000);
+    assert_eq!(gateway.get(&format!("/{long}")).status, 414);
+    counted("too_large", 1.0);
+    assert_eq!(gateway.request("GET", "/", &[("X-A", &long)], "").status, 431);
+    counted("too_large", 2.0);
+    assert_eq!(gateway.request("GET", "/", &[("X-A", "b"); 300], "").status, 431);
+    counted("too_large", 3.0);
+    counted("bad_request", 1.0);
 }
 
 #[test]

@@ -14,6 +14,8 @@ use crate::support::process::Process;
 use crate::support::upstream::Conn;
 use crate::support::{End, Raw, Then, Upstream, eventually};
 
+mod operator;
+
 const HEAD: &str = "
 listeners: [{ address: '127.0.0.1:@LISTEN' }]
 admin: { address: '127.0.0.1:@ADMIN' }
@@ -37,12 +39,15 @@ struct Load {
 
 impl Load {
     fn on(address: SocketAddr) -> Self {
+        Self::of(address, "/")
+    }
+    fn of(address: SocketAddr, path: &'static str) -> Self {
         let (over, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let client = || {
             let (over, served, mut raw) = (Arc::clone(&over), Arc::clone(&served), Raw::connect(address));
             std::thread::spawn(move || {
                 while !over.load(SeqCst) {
-                    let answer = raw.ask(get("/"));
+                    let answer = raw.ask(get(path));
                     assert_eq!((answer.status, answer.end, answer.closes()), (200, End::Framed, false), "{answer:?}");
                     served.fetch_add(1, SeqCst);
                 }

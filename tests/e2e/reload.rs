@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use tollgate::gateway::status::ReloadOutcome;
 
+use crate::support::certs::{Authority, connect};
 use crate::support::client::get;
 use crate::support::h2::H2Upstream;
 use crate::support::{Gate, Gateway, Raw, Upstream, eventually};
@@ -134,6 +135,74 @@ fn listeners_are_added_and_removed_live() {
     gateway.reload_ok(&format!("listeners: [{{ address: '{free}' }}]\n{}", answering("x")), &[]);
     eventually("the removed listener refuses", || Raw::try_connect(address).is_none().then_some(()));
     assert_eq!(Raw::connect(free).ask(get("/")).status, 200);
+}
+
+#[test]
+fn tls_comes_and_goes_at_an_address_that_stays() {
+    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    authority.issue(dir.path(), "site", &["site.test"]);
+    let plain = format!("listeners: [{{ address: '127.0.0.1:0' }}]\n{}", answering("plain"));
+    let tls = format!(
+        "listeners: [{{ address: '127.0.0.1:0', tls: {{ certificates: [{{ cert: site.pem, key: site.key }}] }} }}]\n{}",
+        answering("tls")
+    );
+    let gateway = Gateway::in_dir(dir, &plain, &[]);
+    let (address, client) = (gateway.address(), authority.client(&[], None));
+    for _ in 0..3 {
+        let mut before = gateway.connect();
+        assert_eq!(before.ask(get("/")).text(), "plain");
+        assert!(connect(address, &client, "site.test").is_err());
+        gateway.reload_ok(&tls, &[]);
+        assert_eq!(gateway.addresses(), [address]);
+        for _ in 0..4 {
+            let (mut raw, _) = connect(address, &client, "site.test").unwrap();
+            assert_eq!(raw.ask(get("/")).text(), "tls");
+        }
+        let mut raw = gateway.connect();
+        raw.send(get("/"));
+        assert!(!raw.rest().0.starts_with(b"HTTP/1.1 200"), "clear text was served");
+        assert_eq!(before.ask(get("/")).text(), "tls", "who is connected stays, and sees the new routes");
+        let (mut before, _) = connect(address, &client, "site.test").unwrap();
+        gateway.reload_ok(&plain, &[]);
+        assert_eq!(gateway.addresses(), [address]);
+        for _ in 0..4 {
+            assert_eq!(gateway.get("/").text(), "plain");
+        }
+        assert_eq!(before.ask(get("/")).text(), "plain");
+    }
+}
+
+#[test]
+fn proxy_protocol_comes_and_goes_at_an_address_that_stays() {
+    let upstream = Upstream::echo();
+    let with = |on: bool| {
+        format!(
+            "listeners: [{{ address: '127.0.0.1:0', proxy_protocol: {on} }}]
+server: {{ trusted_proxies: [127.0.0.0/8], timeouts: {{ drain: 200ms }} }}\n{}",
+            Gateway::simple("")
+        )
+    };
+    let said = format!("PROXY TCP4 192.0.2.1 198.51.100.1 5000 80\r\n{}", get("/"));
+    let gateway = Gateway::new(&with(false), &[upstream.address]);
+    let address = gateway.address();
+    for _ in 0..3 {
+        for _ in 0..4 {
+            assert_eq!(gateway.get("/").status, 200);
+            assert_eq!(upstream.last().header("x-forwarded-for"), Some("127.0.0.1"));
+            assert_eq!(gateway.ask(&said).status, 400);
+        }
+        gateway.reload_ok(&with(true), &[upstream.address]);
+        assert_eq!(gateway.addresses(), [address]);
+        for _ in 0..4 {
+            assert_eq!(gateway.ask(&said).status, 200);
+            assert_eq!(upstream.last().header("x-forwarded-for"), Some("192.0.2.1"));
+            let mut raw = gateway.connect();
+            raw.send(get("/"));
+            raw.assert_closed();
+        }
+        gateway.reload_ok(&with(false), &[upstream.address]);
+        assert_eq!(gateway.addresses(), [address]);
+    }
 }
 
 #[test]

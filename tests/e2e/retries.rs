@@ -41,6 +41,45 @@ fn a_refused_connection_is_tried_elsewhere_for_every_method() {
 }
 
 #[test]
+fn a_handshake_that_fails_counts_as_connect_and_is_tried_elsewhere_for_every_method() {
+    for then in [Then::Keep, Then::Close, Then::Reset] {
+        let bad = Upstream::raw(move |conn| {
+            // The first bytes of the ClientHello are there.
+            let _ = conn.wire.fill();
+            if then == Then::Keep {
+                conn.write("this is no TLS\r\n\r\n");
+                conn.wait_end();
+            }
+            then
+        });
+        let good = Upstream::echo();
+        let yaml = |when: &str| {
+            format!(
+                "upstreams: {{ up: {{ endpoints: ['https://@0', 'http://@1'], outlier: off, tls: {{ verify: false }} }} }}
+routes: [{{ name: all, match: /*, upstream: up, retry: {{ when: [{when}], backoff: 1ms }} }}]"
+            )
+        };
+        let gateway = Gateway::new(&yaml("connect"), &[bad.address, good.address]);
+        for method in ["GET", "POST", "PATCH", "PUT", "DELETE"] {
+            for _ in 0..2 {
+                let answer = gateway.request(method, "/x", &[], "hello");
+                assert_eq!((answer.status, answer.json()["body"].as_str()), (200, Some("hello")), "{method} {then:?}");
+            }
+        }
+        let series = "gateway_upstream_requests_total{upstream=\"up\",endpoint=\"https://@0\",status=\"upstream_tls_failed\"}";
+        let failed = gateway.metric(&series.replace("@0", &bad.address.to_string()));
+        assert!(failed >= 5.0, "{failed} {then:?}");
+        gateway.metric_becomes("gateway_retries_total{upstream=\"up\"}", failed);
+        // It is no `reset`, even where the upstream resets.
+        let gateway = Gateway::new(&yaml("reset"), &[bad.address, good.address]);
+        let answers: Vec<_> = (0..4).map(|_| gateway.get("/")).collect();
+        let refused: Vec<_> = answers.iter().filter(|answer| answer.status != 200).collect();
+        assert!(!refused.is_empty() && refused.len() < 4, "{answers:?}");
+        refused.iter().for_each(|answer| answer.refused(502, "upstream_tls_failed"));
+    }
+}
+
+#[test]
 fn a_connect_timeout_is_tried_elsewhere() {
     let (silent, good) = (Unreachable::new(), Upstream::text("ok"));
     let yaml = "

@@ -151,6 +151,33 @@ fn a_client_that_does_not_read_stops_the_upstream() {
 }
 
 #[test]
+fn a_client_that_stops_reading_is_cut_after_idle_timeout() {
+    const OFFERED: usize = 256 * 1024 * 1024;
+    let ended = Gate::new();
+    let over = ended.clone();
+    let upstream = Upstream::serve(move |_, conn| {
+        conn.write(format!("HTTP/1.1 200 OK\r\ncontent-length: {OFFERED}\r\n\r\n"));
+        let chunk = vec![b'x'; 64 * 1024];
+        while conn.write(&chunk) {}
+        over.open();
+        Then::Close
+    });
+    let gateway = Gateway::to(upstream.address, "idle_timeout: 300ms");
+    let mut raw = gateway.connect();
+    raw.send(get("/stuck"));
+    assert_eq!(raw.wire.answer_head().status, 200);
+    // The client stays, and reads nothing: both sides are let go all the same.
+    ended.pass();
+    let line = gateway.logged("/stuck");
+    assert_eq!((line["reason"].as_str(), line["complete"].as_bool()), (Some("idle_timeout"), Some(false)), "{line}");
+    let duration = line["duration_ms"].as_f64().unwrap();
+    assert!(duration >= 300.0, "{line}");
+    gateway.metric_becomes("gateway_requests_in_flight", 0.0);
+    let (rest, end) = raw.rest();
+    assert!(rest.len() < OFFERED && matches!(end, End::Eof | End::Reset), "{} {end:?}", rest.len());
+}
+
+#[test]
 fn an_upstream_that_does_not_read_stops_the_client() {
     let done = Gate::new();
     let wait = done.clone();

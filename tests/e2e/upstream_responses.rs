@@ -1,7 +1,8 @@
 //! Upstream responses that are cut, malformed or too large.
 
 use crate::support::client::get;
-use crate::support::{End, Gateway, Then, Upstream};
+use crate::support::h2::{H2Upstream, reply};
+use crate::support::{End, Gate, Gateway, Then, Upstream};
 
 fn cut(bytes: &'static [u8], then: Then) -> (Gateway, Upstream) {
     let upstream = Upstream::bytes(bytes, then);
@@ -68,6 +69,12 @@ fn what_is_no_response_is_a_protocol_error() {
         "HTTP/1.1 abc\r\n\r\n",
         "HTTP/1.1 200 OK\r\nx-a: a\0b\r\ncontent-length: 0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nx-a: a\rb\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nx-a: a\nb\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nx-a: a\r\n b\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nx-a: a\r\n\tb\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/0.9 200 OK\r\ncontent-length: 0\r\n\r\n",
+        "<html>an answer of HTTP/0.9</html>\r\n",
+        "HTTP/1.1 600 High\r\ncontent-length: 0\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
         huge.as_str(),
         many.as_str(),
@@ -79,6 +86,25 @@ fn what_is_no_response_is_a_protocol_error() {
         assert_eq!(answer.reason(), "upstream_protocol_error", "{:?}", &bytes[..bytes.len().min(60)]);
         assert_eq!(upstream.count(), 1, "an unreadable response is not asked for again");
     }
+}
+
+#[test]
+fn a_status_above_599_is_a_protocol_error_over_http_2_too() {
+    let upstream = H2Upstream::serve(|stream| async move {
+        let status = if stream.0.uri().path() == "/high" { 600 } else { 599 };
+        reply(stream, status, &[], b"hi", &[]).await;
+    });
+    let yaml = "
+        upstreams: { up: { endpoints: [http://@0], protocol: h2 } }
+        routes: [{ match: /*, upstream: up }]";
+    let gateway = Gateway::new(yaml, &[upstream.address]);
+    let mut raw = gateway.connect();
+    for _ in 0..2 {
+        raw.ask(get("/high")).refused(502, "upstream_protocol_error");
+        let answer = raw.ask(get("/"));
+        assert_eq!((answer.status, answer.text().as_str()), (599, "hi"), "the connection goes on");
+    }
+    assert_eq!(upstream.requests().len(), 4, "an unreadable response is not asked for again");
 }
 
 #[test]
@@ -121,13 +147,70 @@ fn answers_of_upstreams_pass_unchanged_5xx_included() {
 }
 
 #[test]
-fn a_head_request_with_a_body_in_its_answer_leaves_the_next_intact() {
-    let upstream = Upstream::serve(|request, conn| conn.ok(if request.method == "HEAD" { "" } else { "x" }));
+fn bytes_after_an_answer_that_has_no_body_are_nobodys_answer() {
+    const POISON: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nPOISON";
+    for (method, head) in [
+        ("HEAD", "200 OK\r\ncontent-length: 6"),
+        ("HEAD", "200 OK\r\ntransfer-encoding: chunked"),
+        ("HEAD", "404 Not Found\r\nx-length: none"),
+        ("GET", "204 No Content\r\nx-length: none"),
+        ("GET", "204 No Content\r\ncontent-length: 6"),
+        ("POST", "204 No Content\r\nx-length: none"),
+        ("GET", "304 Not Modified\r\nx-length: none"),
+        ("GET", "304 Not Modified\r\ncontent-length: 6"),
+    ] {
+        let upstream = Upstream::serve(move |request, conn| {
+            if request.target == "/good" {
+                return conn.ok("good");
+            }
+            // In one write: the bytes are there as soon as the answer is.
+            conn.write(format!("HTTP/1.1 {head}\r\n\r\n{POISON}"));
+            Then::Keep
+        });
+        let gateway = Gateway::to(upstream.address, "");
+        let mut raw = gateway.connect();
+        for _ in 0..2 {
+            raw.send(format!("{method} /bad HTTP/1.1\r\nHost: site\r\n\r\n"));
+            let answer = raw.read_to_head();
+            assert_eq!(answer.status.to_string(), head[..3], "{method} {head}: {answer:?}");
+            assert!(!answer.closes(), "{answer:?}");
+            // What would have leaked stands before the next answer, which could not be read then.
+            let next = raw.ask(get("/good"));
+            assert_eq!((next.status, next.text().as_str()), (200, "good"), "{method} {head}");
+        }
+        assert!(raw.wire.buffer.is_empty(), "{method} {head}: {:?}", String::from_utf8_lossy(&raw.wire.buffer));
+        let requests = upstream.requests();
+        for (index, bad) in requests.iter().enumerate().filter(|(_, request)| request.target == "/bad") {
+            let later = requests[index + 1..].iter().any(|request| request.connection == bad.connection);
+            assert!(!later, "{method} {head}: its connection was used again");
+        }
+    }
+}
+
+#[test]
+fn bytes_that_come_late_after_an_answer_without_a_body_are_nobodys_answer_either() {
+    let (asked, said) = (Gate::new(), Gate::new());
+    let (go, done) = (asked.clone(), said.clone());
+    let upstream = Upstream::serve(move |request, conn| {
+        if request.target == "/good" {
+            return conn.ok("good");
+        }
+        conn.write("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n");
+        go.pass();
+        conn.write("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nPOISON");
+        done.open();
+        Then::Keep
+    });
     let gateway = Gateway::to(upstream.address, "");
     let mut raw = gateway.connect();
-    raw.send("HEAD / HTTP/1.1\r\nHost: site\r\n\r\n");
+    raw.send("HEAD /bad HTTP/1.1\r\nHost: site\r\n\r\n");
     assert_eq!(raw.read_to_head().status, 200);
-    assert_eq!(raw.ask(get("/")).text(), "x");
+    // The connection is idle in the pool by now, or about to be.
+    asked.open();
+    said.pass();
+    for _ in 0..4 {
+        assert_eq!(raw.ask(get("/good")).text(), "good");
+    }
 }
 
 #[test]

@@ -354,7 +354,9 @@ fn status_line<'b>(buf: &'b [u8], fields: Fields<'_, 'b>, spans: &mut Spans) -> 
         Ok(Status::Partial) => return Ok(None),
         Err(error) => return Err(ParseError::new(error, ParseError::BadStatus)),
     };
-    let status = response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(ParseError::BadStatus)?;
+    // RFC 9110 section 15 knows no class above 5xx.
+    let code = response.code.filter(|code| *code < 600);
+    let status = code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(ParseError::BadStatus)?;
     // A phrase with bytes above 0x7F is given as "", which is no part of the buffer.
     let reason = response.reason.filter(|reason| !reason.is_empty() && Some(*reason) != status.canonical_reason());
     let reason = reason.map(|reason| Span::new(buf, reason.as_bytes()));

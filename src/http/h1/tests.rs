@@ -157,7 +157,7 @@ fn responses_keep_an_unusual_reason_and_may_lack_one() {
     for none in [&b"HTTP/1.1 200\r\n\r\n"[..], b"HTTP/1.1 200 \r\n\r\n", b"HTTP/1.1 200 \xFF\r\n\r\n"] {
         assert_eq!(reason(none), None);
     }
-    assert_eq!(response(b"HTTP/1.0 999 \r\na: b\r\n\r\n").unwrap().unwrap().status.as_u16(), 999);
+    assert_eq!(response(b"HTTP/1.0 599 \r\na: b\r\n\r\n").unwrap().unwrap().status.as_u16(), 599);
 }
 
 #[test]
@@ -165,6 +165,7 @@ fn what_is_no_response_is_refused() {
     for (head, error) in [
         (&b"HTTP/1.1 99 x\r\n\r\n"[..], ParseError::BadStatus),
         (b"HTTP/1.1 099 x\r\n\r\n", ParseError::BadStatus),
+        (b"HTTP/1.1 600 x\r\n\r\n", ParseError::BadStatus),
         (b"HTTP/1.1 1000 x\r\n\r\n", ParseError::BadStatus),
         (b"HTTP/0.9 200 OK\r\n\r\n", ParseError::BadVersion),
         (b"nonsense\r\n\r\n", ParseError::BadVersion),
@@ -316,7 +317,7 @@ proptest! {
 
     #[test]
     fn a_response_head_survives_the_wire_however_it_is_cut(
-        headers in headers(), status in 100_u16..1000, reason in "[!-~]([ -~]{0,20}[!-~])?", cuts: [prop::sample::Index; 5],
+        headers in headers(), status in 100_u16..600, reason in "[!-~]([ -~]{0,20}[!-~])?", cuts: [prop::sample::Index; 5],
     ) {
         let (status, mut wire) = (StatusCode::from_u16(status).unwrap(), Vec::new());
         response_head(&mut wire, Version::HTTP_11, status, Some(reason.as_bytes()), &headers);
