@@ -15,12 +15,17 @@ pub struct Process {
 impl Process {
     /// Starts it with `yaml`, in which `@LISTEN` and `@ADMIN` are free ports.
     pub fn start(dir: tempfile::TempDir, yaml: &str, env: &[(&str, &str)]) -> Self {
-        let free = [0, 0].map(|_: u8| TcpListener::bind("127.0.0.1:0").unwrap());
-        let ports = [0, 1].map(|n: usize| free[n].local_addr().unwrap().port());
-        drop(free);
+        let ports = free_ports();
         let mut process = Self { child: Self::spawn(&dir, &placed(yaml, ports), env), dir, ports };
-        process.wait_until_it_listens();
-        process
+        // What was free may have been given to another socket meanwhile.
+        for _ in 0..5 {
+            if process.listens() {
+                return process;
+            }
+            process.ports = free_ports();
+            process.child = Self::spawn(&process.dir, &placed(yaml, process.ports), env);
+        }
+        panic!("{}", process.output());
     }
 
     fn spawn(dir: &tempfile::TempDir, yaml: &str, env: &[(&str, &str)]) -> Child {
@@ -42,18 +47,25 @@ impl Process {
             .unwrap()
     }
 
-    fn wait_until_it_listens(&mut self) {
+    /// Waits until it listens; `false` if somebody else does where it should.
+    fn listens(&mut self) -> bool {
         eventually("it listens", || {
-            assert!(self.child.try_wait().unwrap().is_none(), "{}", self.output());
-            std::net::TcpStream::connect(("127.0.0.1", self.ports[0])).ok()
-        });
+            if self.child.try_wait().unwrap().is_some() {
+                assert!(self.output().contains("is already in use"), "{}", self.output());
+                return Some(false);
+            }
+            // From another address: a socket that the kernel gives this very port would connect to itself, and take the port away.
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into()).unwrap();
+            socket.connect(&self.address(0).into()).ok().map(|()| true)
+        })
     }
 
     /// Starts it anew where it was.
     pub fn start_again(&mut self) {
         let yaml = std::fs::read_to_string(self.dir.path().join("gateway.yaml")).unwrap();
         self.child = Self::spawn(&self.dir, &yaml, &[]);
-        self.wait_until_it_listens();
+        assert!(self.listens(), "{}", self.output());
     }
 
     /// Saves another configuration as editors do: a new file takes the name.
@@ -127,6 +139,11 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn free_ports() -> [u16; 2] {
+    let free = [0, 0].map(|_: u8| TcpListener::bind("127.0.0.1:0").unwrap());
+    free.map(|listener| listener.local_addr().unwrap().port())
 }
 
 fn placed(yaml: &str, ports: [u16; 2]) -> String {

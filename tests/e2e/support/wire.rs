@@ -145,6 +145,8 @@ impl Wire {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 panic!("nothing came; so far: {:?}", String::from_utf8_lossy(&self.buffer))
             }
+            // A signal to the tests' process; nothing was read.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.fill(),
             Err(error) => Err(error),
         }
     }
