@@ -12,7 +12,7 @@ use crate::support::client::get;
 use crate::support::frames::{HEAD, PREFACE, frame, frames};
 use crate::support::h2::{Client, H2Upstream, grpc, message, reply, request, whole};
 use crate::support::process::Process;
-use crate::support::{Gate, Gateway, PATIENCE, Raw, Upstream, block_on, eventually};
+use crate::support::{End, Gate, Gateway, PATIENCE, Raw, Upstream, block_on, eventually};
 
 struct Site {
     yaml: String,
@@ -464,13 +464,36 @@ fn https_upstream(config: Arc<rustls::ServerConfig>) -> std::net::SocketAddr {
                         _ => return,
                     }
                 }
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\nsecret");
-                stream.conn.send_close_notify();
+                // `/ends…` ends with the connection, and `/ends-cut` without the word that TLS has for it.
+                let length = if head.starts_with(b"GET /ends") { "" } else { "content-length: 6\r\n" };
+                let _ = write!(stream, "HTTP/1.1 200 OK\r\n{length}connection: close\r\n\r\nsecret");
+                if !head.starts_with(b"GET /ends-cut") {
+                    stream.conn.send_close_notify();
+                }
                 let _ = stream.flush();
             });
         }
     });
     address
+}
+
+#[test]
+fn a_body_that_ends_with_a_tls_connection_is_whole_only_if_tls_says_so() {
+    let (dir, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    authority.issue(dir.path(), "up", &["up.test"]);
+    std::fs::write(dir.path().join("ca.pem"), authority.pem()).unwrap();
+    let address = https_upstream(Authority::server(dir.path(), "up", &[]));
+    let yaml = "
+        upstreams:
+          up: { endpoints: [https://@0], tls: { ca: ca.pem, server_name: up.test } }
+        routes:
+          - { match: { prefix: / }, upstream: up }";
+    let gateway = Gateway::in_dir(dir, yaml, &[address]);
+    let whole = gateway.get("/ends");
+    assert_eq!((whole.status, whole.text().as_str(), whole.end), (200, "secret", End::Framed));
+    let cut = gateway.get("/ends-cut");
+    assert!(matches!(cut.end, End::Cut | End::Reset), "{cut:?}");
+    assert_eq!(gateway.logged("/ends-cut")["reason"], "upstream_truncated");
 }
 
 #[test]
