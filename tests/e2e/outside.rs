@@ -276,6 +276,42 @@ fn a_gibibyte_passes_each_way_with_flat_memory() {
     assert!(most < before + (16 << 10), "from {before} KiB to {most} KiB");
 }
 
+#[test]
+fn clients_that_read_nothing_stop_the_upstream_and_cost_little_each() {
+    const CLIENTS: usize = 200;
+    let stopped = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&stopped);
+    let upstream = Upstream::raw(move |conn: &mut Conn| {
+        if let Ok(Some(_)) = conn.wire.request_head() {
+            conn.write(format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n"));
+            conn.socket.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+            let (chunk, mut socket) = (vec![b'x'; 64 << 10], &conn.socket);
+            // Far more than sockets on the way can hold is never taken.
+            for _ in 0..LARGE >> 16 {
+                if socket.write_all(&chunk).is_err() {
+                    seen.fetch_add(1, SeqCst);
+                    break;
+                }
+            }
+            conn.wait_end();
+        }
+        Then::Close
+    });
+    let process = run(&proxy(upstream.address, ""));
+    let before = process.memory("VmRSS");
+    let clients: Vec<Raw> = (0..CLIENTS)
+        .map(|_| {
+            let mut raw = Raw::connect(process.address(0));
+            raw.send(get("/"));
+            raw
+        })
+        .collect();
+    eventually("the upstream is stopped for all of them", || (stopped.load(SeqCst) == CLIENTS).then_some(()));
+    let grown = process.memory("VmHWM").saturating_sub(before);
+    assert!(grown < CLIENTS as u64 * 512, "{grown} KiB for {CLIENTS} clients");
+    drop(clients);
+}
+
 /// A configuration in which every kind of thing is made anew when its number changes.
 fn numbered(upstream: SocketAddr, number: usize) -> String {
     let routes: String = (0..30)
