@@ -250,11 +250,10 @@ fn a_reload_leaves_copies_alone_and_a_stop_ends_them() {
     assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
 }
 
-#[test]
-fn a_stream_of_http_2_is_reset_when_it_has_lingered() {
-    let (copies, resets) = (Copies::default(), Copies::default());
+/// An HTTP/2 shadow that counts copies and answers none, until they are reset.
+fn until_reset(builder: ::h2::server::Builder, copies: &Copies, resets: &Copies) -> H2Upstream {
     let (its, reset) = (copies.clone(), resets.clone());
-    let shadow = H2Upstream::serve(move |(request, mut respond)| {
+    H2Upstream::with(None, builder, move |(request, mut respond)| {
         let (copies, resets) = (its.clone(), reset.clone());
         async move {
             copies.arrived();
@@ -263,7 +262,13 @@ fn a_stream_of_http_2_is_reset_when_it_has_lingered() {
             resets.arrived();
             drop(request);
         }
-    });
+    })
+}
+
+#[test]
+fn a_stream_of_http_2_is_reset_when_it_has_lingered() {
+    let (copies, resets) = (Copies::default(), Copies::default());
+    let shadow = until_reset(::h2::server::Builder::new(), &copies, &resets);
     let main = copies.main(usize::MAX, |conn| conn.ok("main"));
     let yaml = mirrored("timeout: 1m,", "{ upstream: shadow, linger: 0s }").replace("connect_timeout: 300ms", "protocol: h2");
     let gateway = Gateway::new(&yaml, &[main.address, shadow.address]);
@@ -280,21 +285,9 @@ fn a_stream_of_http_2_is_reset_when_it_has_lingered() {
 fn a_body_that_http_2_does_not_take_in_time_is_late() {
     let mut builder = ::h2::server::Builder::new();
     builder.initial_window_size(0);
-    let copies = Copies::default();
-    let its = copies.clone();
+    let (copies, resets) = (Copies::default(), Copies::default());
     // It never takes a byte of a body.
-    let resets = Copies::default();
-    let reset = resets.clone();
-    let shadow = H2Upstream::with(None, builder, move |(request, mut respond)| {
-        let (copies, resets) = (its.clone(), reset.clone());
-        async move {
-            copies.arrived();
-            let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
-            assert_eq!(reason.unwrap(), ::h2::Reason::CANCEL);
-            resets.arrived();
-            drop(request);
-        }
-    });
+    let shadow = until_reset(builder, &copies, &resets);
     let main = copies.main(usize::MAX, |conn| conn.ok("main"));
     let yaml = mirrored("timeout: 1m,", "{ upstream: shadow, linger: 1m }").replace("connect_timeout: 300ms", "protocol: h2");
     let gateway = Gateway::new(&yaml, &[main.address, shadow.address]);

@@ -7,7 +7,7 @@ use http::Method;
 use crate::support::certs::{self, Authority};
 use crate::support::client::get;
 use crate::support::h2::{Client, request};
-use crate::support::{Gate, Gateway, Then, Upstream, block_on};
+use crate::support::{Gate, Gateway, Raw, Then, Upstream, block_on};
 
 /// An upstream that sends one event, then one more whenever `step` opens, and opens `gone` when its client left.
 fn events(step: &Gate, gone: &Gate) -> Upstream {
@@ -44,12 +44,8 @@ fn http2_clients_get_each_event_as_it_is_sent_and_cancel_upstream_when_they_leav
     assert_eq!(gateway.logged("/events")["reason"], "client_closed");
 }
 
-#[test]
-fn an_http1_client_that_leaves_cancels_upstream_within_a_second() {
-    let (step, gone) = (Gate::new(), Gate::new());
-    let upstream = events(&step, &gone);
-    let gateway = Gateway::to(upstream.address, "");
-    let mut raw = gateway.connect();
+/// A client that reads two events and leaves; the upstream hears of it within a second.
+fn leaves(mut raw: Raw, step: &Gate, gone: &Gate) {
     raw.send(get("/events"));
     assert_eq!(raw.wire.answer_head().status, 200);
     assert_eq!(raw.wire.chunk().unwrap(), b"data: 1\n\n");
@@ -59,6 +55,14 @@ fn an_http1_client_that_leaves_cancels_upstream_within_a_second() {
     drop(raw);
     gone.pass();
     assert!(left.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn an_http1_client_that_leaves_cancels_upstream_within_a_second() {
+    let (step, gone) = (Gate::new(), Gate::new());
+    let upstream = events(&step, &gone);
+    let gateway = Gateway::to(upstream.address, "");
+    leaves(gateway.connect(), &step, &gone);
 }
 
 #[test]
@@ -72,16 +76,8 @@ fn an_http1_client_that_leaves_over_tls_cancels_upstream_too() {
         upstreams: { up: { endpoints: [http://@0] } }
         routes: [{ name: all, match: /*, upstream: up }]";
     let gateway = Gateway::in_dir(dir, yaml, &[upstream.address]);
-    let (mut raw, _) = certs::connect(gateway.address(), &authority.client(&["http/1.1"], None), "site").unwrap();
-    raw.send(get("/events"));
-    assert_eq!(raw.wire.answer_head().status, 200);
-    assert_eq!(raw.wire.chunk().unwrap(), b"data: 1\n\n");
-    step.open();
-    assert_eq!(raw.wire.chunk().unwrap(), b"data: 2\n\n");
-    let left = Instant::now();
-    drop(raw);
-    gone.pass();
-    assert!(left.elapsed() < Duration::from_secs(1));
+    let (raw, _) = certs::connect(gateway.address(), &authority.client(&["http/1.1"], None), "site").unwrap();
+    leaves(raw, &step, &gone);
     assert_eq!(gateway.logged("/events")["reason"], "client_closed");
 }
 
