@@ -66,7 +66,8 @@ impl Asked {
     fn read(request: &Explain, snapshot: &Snapshot) -> Result<Self, String> {
         let method = Method::from_bytes(request.method.as_bytes()).map_err(|_| format!("`{}` is not a method", request.method))?;
         let uri: Uri = request.url.parse().map_err(|_| format!("`{}` is neither a URL nor a path", request.url))?;
-        if uri.authority().is_none() && !request.url.starts_with('/') {
+        // A word alone would be read as a host.
+        if uri.scheme().is_none() && !request.url.starts_with('/') {
             return Err(format!("`{}`: write a path like /api/users, or a URL like http://host/path", request.url));
         }
         let mut headers = HeaderMap::new();
@@ -323,16 +324,23 @@ mod tests {
 
     /// What `explain` says with these arguments.
     fn asked(yaml: &str, arguments: &[&str]) -> String {
+        let (snapshot, asked) = read(yaml, arguments);
+        let asked = asked.unwrap();
+        let (path, query) = (asked.target.path(), asked.target.query());
+        let query = Query { scheme: asked.scheme, host: asked.host.name(), path, query, method: &asked.method, headers: &asked.headers };
+        render(&snapshot, &asked, &query).0
+    }
+
+    /// What `explain` makes of these arguments.
+    fn read(yaml: &str, arguments: &[&str]) -> (Snapshot, Result<Asked, String>) {
         let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
         std::fs::write(file.path(), yaml).unwrap();
         let command = ["tollgate", "--config", file.path().to_str().unwrap(), "explain"];
         let cli = Cli::try_parse_from(command.iter().chain(arguments)).unwrap();
         let Some(Command::Explain(request)) = cli.command else { panic!("not explain") };
         let snapshot = compiled(&cli.options).unwrap_or_else(|reports| panic!("{reports:?}"));
-        let asked = Asked::read(&request, &snapshot).unwrap();
-        let (path, query) = (asked.target.path(), asked.target.query());
-        let query = Query { scheme: asked.scheme, host: asked.host.name(), path, query, method: &asked.method, headers: &asked.headers };
-        render(&snapshot, &asked, &query).0
+        let asked = Asked::read(&request, &snapshot);
+        (snapshot, asked)
     }
 
     #[test]
@@ -384,6 +392,17 @@ routes:
         assert!(asked(yaml, &["GET", "/a", "-H", "x-user: root"]).contains("-> route anybody"));
         assert!(asked(yaml, &["GET", "/a", "-H", "connection: x-hop", "-H", "x-hop: a"]).contains("-> route anybody"));
         assert!(asked(yaml, &["GET", "/a", "-H", "x-hop: a"]).contains("-> route hop"));
+    }
+
+    #[test]
+    fn a_word_alone_is_neither_a_url_nor_a_path() {
+        let yaml = "
+listeners: [{ address: '127.0.0.1:0' }]
+routes: [{ match: /users, respond: { status: 200 } }]
+";
+        for (url, good) in [("users", false), ("site:80", false), ("/users", true), ("http://site/users", true)] {
+            assert_eq!(read(yaml, &["GET", url]).1.is_ok(), good, "{url}");
+        }
     }
 
     #[test]
