@@ -11,6 +11,7 @@ pub mod health;
 pub mod http;
 pub mod middleware;
 pub mod random;
+pub mod reactor;
 pub mod router;
 pub mod server;
 pub mod targets;

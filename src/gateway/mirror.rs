@@ -21,6 +21,7 @@ use crate::gateway::target::{UpstreamHandle, hash_of};
 use crate::http::body::{BodyFailure, BoxedBody, RequestBody};
 use crate::http::copied::Copied;
 use crate::http::{Exchange, grpc_web};
+use crate::reactor;
 use crate::targets::mirror::{Mirror, Place, Room};
 use crate::telemetry::metrics::{Mirrored, RouteMetrics};
 use crate::upstream::call::{Call, CallBody, Limit, Trace};
@@ -113,7 +114,7 @@ impl Route {
             linger: mirror.mirror.linger(),
             _place: place,
         };
-        tokio::spawn(account(copy, Arc::clone(&self.metrics)));
+        reactor::spawn(Box::pin(account(copy, Arc::clone(&self.metrics))));
     }
 }
 

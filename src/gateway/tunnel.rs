@@ -12,6 +12,7 @@ use crate::gateway::tunnel_side::{LINGER, Sides};
 use crate::http::Exchange;
 use crate::http::headers::{Survey, remove_hop_by_hop};
 use crate::http::upgrade::Upgrading;
+use crate::reactor;
 use crate::upstream::Attempt;
 use crate::upstream::call::{Call, CallBody, Limit, Trace};
 use crate::upstream::h1::TunnelIo;
@@ -90,7 +91,7 @@ pub(super) async fn open(
 impl Opening {
     /// Starts the tunnel as a task of this worker; it accounts for its request when it ends.
     pub(super) fn start(self, finish: Box<Finish>) {
-        tokio::spawn(async move {
+        reactor::spawn(Box::pin(async move {
             let Self { client, upstream, attempt, idle_timeout, mut cut, hold } = self;
             let Ok(Some(client)) = tokio::time::timeout(SWITCH, client.switched()).await else {
                 finish.tunnel_ended(0, 0, Some(Reason::ClientClosed));
@@ -124,6 +125,6 @@ impl Opening {
                 Cause::UpstreamReset => Some(Reason::UpstreamTruncated),
             };
             finish.tunnel_ended(end.from_client, end.from_upstream, reason);
-        });
+        }));
     }
 }

@@ -20,6 +20,7 @@ use crate::http::clock::{Clock, ConnectionTimeouts, Phase};
 use crate::http::connection::{ConnectionState, Link};
 use crate::http::socket::Socket;
 use crate::http::watched::{End, Watched};
+use crate::reactor;
 use crate::server::h1::{Http1, Served};
 use crate::server::http2::Http2;
 use crate::server::io::{ClientIo, Transport};
@@ -40,7 +41,7 @@ const DISMISSAL: Duration = Duration::from_millis(50);
 
 /// Serves a connection on the worker that calls this.
 pub fn spawn(worker: usize, state: Arc<State>, accepted: Accepted) {
-    tokio::spawn(boxed(|| serve(worker, state, accepted)));
+    reactor::spawn(boxed(|| serve(worker, state, accepted)));
 }
 
 /// Boxes a future where it is made: the runtime moves what it is given more than once, `Box::pin` moves it as well, and this one is many
@@ -140,23 +141,27 @@ async fn establish(
     per_ip: &PerIp,
 ) -> Result<Established, Option<ConnectionError>> {
     let Handshake { spec, snapshot } = handshake;
-    // The system cannot watch it: nothing can be read.
-    let mut tcp = TcpStream::from_std(socket).map_err(|_| None)?;
     let deadline = snapshot.handshake.map(|limit| Instant::now() + limit);
     let mut connection = Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: None };
-    if spec.proxy_protocol && snapshot.trusted.contains(crate::http::client_addr::unmap(peer.ip())) {
+    // Where the system cannot watch it nothing can be read.
+    let socket = if spec.proxy_protocol && snapshot.trusted.contains(crate::http::client_addr::unmap(peer.ip())) {
+        let mut tcp = TcpStream::from_std(socket).map_err(|_| None)?;
         match within(deadline, proxy_protocol::read(&mut tcp)).await {
             Some(Ok(Some(source))) => connection.peer = source,
             Some(Ok(None)) => {}
             Some(Err(_)) | None => return Err(Some(ConnectionError::Proxy)),
         }
+        Socket::taken(tcp)
+    } else {
+        Socket::new(socket)
     }
+    .map_err(|_| None)?;
     // Before TLS, so that half-open handshakes count, too.
     let counted = count(connection.peer.ip(), snapshot.max_connections_per_ip, per_ip)?;
     let Some(tls) = &spec.tls else {
-        return Ok(Established { transport: Transport::Plain(Socket::new(tcp).into()), connection, h2: None, counted });
+        return Ok(Established { transport: Transport::Plain(socket.into()), connection, h2: None, counted });
     };
-    let accepted = within(deadline, TlsAcceptor::from(Arc::clone(tls.config())).accept(Socket::new(tcp))).await;
+    let accepted = within(deadline, TlsAcceptor::from(Arc::clone(tls.config())).accept(socket)).await;
     let stream = match accepted {
         Some(Ok(stream)) => stream,
         Some(Err(error)) => {

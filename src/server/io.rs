@@ -38,7 +38,7 @@ impl Transport {
     fn reset_on_close(&self) -> io::Result<()> {
         match self {
             Self::Plain(tcp) => tcp.reset_on_close(),
-            Self::Tls(tls) => socket2::SockRef::from(tls.get_ref().0.tcp()).set_linger(Some(Duration::ZERO)),
+            Self::Tls(tls) => socket2::SockRef::from(tls.get_ref().0).set_linger(Some(Duration::ZERO)),
         }
     }
 }

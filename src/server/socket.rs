@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::http::socket::Socket as Watched;
 
@@ -26,7 +25,7 @@ pub struct Socket(State);
 enum State {
     /// Not watched; `read`: whether something was read, or could not be.
     New { socket: Unwatched, read: bool },
-    /// Watched by the runtime.
+    /// Watched.
     Watched(Watched),
     /// It could not be watched.
     Lost,
@@ -46,7 +45,7 @@ impl From<Watched> for Socket {
 }
 
 impl Socket {
-    /// The socket watched by the runtime of this thread.
+    /// The socket, watched from now on.
     ///
     /// # Errors
     /// The system cannot watch it.
@@ -54,7 +53,7 @@ impl Socket {
         if let State::New { .. } = self.0
             && let State::New { socket, .. } = std::mem::replace(&mut self.0, State::Lost)
         {
-            self.0 = State::Watched(Watched::new(TcpStream::from_std(socket)?));
+            self.0 = State::Watched(Watched::new(socket)?);
         }
         match &mut self.0 {
             State::Watched(socket) => Ok(Pin::new(socket)),
@@ -81,7 +80,7 @@ impl Socket {
     pub fn reset_on_close(&self) -> io::Result<()> {
         match &self.0 {
             State::New { socket, .. } => SockRef::from(socket).set_linger(Some(Duration::ZERO)),
-            State::Watched(socket) => SockRef::from(socket.tcp()).set_linger(Some(Duration::ZERO)),
+            State::Watched(socket) => SockRef::from(socket).set_linger(Some(Duration::ZERO)),
             State::Lost => Ok(()),
         }
     }

@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, Notify, mpsc};
+use tokio::task::coop;
 
 use crate::gateway::{Shared, Snapshot, View};
+use crate::reactor::Reactor;
 use crate::server::acceptor::accept;
 use crate::server::connection;
 use crate::server::per_ip::PerIp;
 use crate::server::roster::Roster;
 use crate::server::seats::{Order, Seats, Taker};
+use crate::telemetry::events;
 
 /// How often idle upstream connections are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -159,6 +162,13 @@ impl Worker {
 }
 
 async fn run(index: usize, state: Arc<State>, mut orders: mpsc::UnboundedReceiver<Order>, stop: Arc<Notify>) {
+    match Reactor::start() {
+        // Its tasks have turns of their own.
+        Ok(reactor) => drop(tokio::spawn(coop::unconstrained(reactor))),
+        // Other systems than Linux have none.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+        Err(error) => events::no_reactor(index, &error),
+    }
     tokio::spawn(sweep(index, Arc::clone(&state)));
     tokio::spawn(settle(index, Arc::clone(&state)));
     let mut stopped = std::pin::pin!(stop.notified());

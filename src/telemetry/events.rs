@@ -87,6 +87,11 @@ pub fn accept_failed(address: SocketAddr, error: &io::Error) {
     warn!(%address, %error, "cannot accept connections");
 }
 
+/// A worker could not have an epoll instance of its own, as with no file descriptor left: its sockets are the runtime's.
+pub fn no_reactor(worker: usize, error: &io::Error) {
+    warn!(worker, %error, "a worker runs its connections without an epoll instance of its own, and slower");
+}
+
 /// A configuration serves.
 pub fn config_loaded(path: &Path, generation: u64, routes: usize, millis: u64) {
     info!(path = %path.display(), generation, routes, duration_ms = millis, "configuration loaded");

@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use crate::config::upstream::Protocol;
 use crate::http::body::RequestBody;
 use crate::http::socket::Socket;
+use crate::reactor;
 use crate::tls::{Alpn, ClientTls};
 use crate::upstream::endpoint::{Address, EndpointSpec};
 use crate::upstream::eyeballs::happy_eyeballs;
@@ -130,9 +131,10 @@ impl Destination {
         let tcp = happy_eyeballs(addresses).await.map_err(ConnectError::of_socket)?;
         // Latency beats packing: heads and chunks are written whole.
         tcp.set_nodelay(true).map_err(ConnectError::Io)?;
+        let socket = Socket::taken(tcp).map_err(ConnectError::Io)?;
         match &self.tls {
-            None => Ok(Wire::Tcp(Socket::new(tcp))),
-            Some(tls) => match tls.connect(Socket::new(tcp), &self.tls_name, http1_only).await {
+            None => Ok(Wire::Tcp(socket)),
+            Some(tls) => match tls.connect(socket, &self.tls_name, http1_only).await {
                 Ok((stream, _)) => Ok(Wire::Tls(Box::new(stream))),
                 Err(error) => Err(ConnectError::Tls(error)),
             },
@@ -202,12 +204,12 @@ async fn handshake_h2(io: Wire, open: OpenConnection, ping: Duration) -> Result<
     })
     .await?;
     news.settled.store(true, Relaxed);
-    tokio::spawn(std::future::poll_fn(move |cx| {
+    reactor::spawn(Box::pin(std::future::poll_fn(move |cx| {
         let ended = connection.as_mut().poll(cx);
         open.allows_streams(connection.current_max_send_streams());
         // Errors reach the requests that are using the connection.
         ended.map(|_| ())
-    }));
+    })));
     Ok(Sender::H2(sender))
 }
 
@@ -229,12 +231,12 @@ where
 {
     fn execute(&self, future: F) {
         if self.0.settled.load(Relaxed) {
-            tokio::spawn(future);
+            reactor::spawn(Box::pin(async move { drop(future.await) }));
             return;
         }
         let news = Arc::clone(&self.0);
         let mut future = Box::pin(future);
-        tokio::spawn(std::future::poll_fn(move |cx| {
+        reactor::spawn(Box::pin(std::future::poll_fn(move |cx| {
             let step = future.as_mut().poll(cx);
             if !news.settled.load(Relaxed)
                 && let Some(waker) = news.waker.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -242,6 +244,6 @@ where
                 waker.wake();
             }
             step.map(|_| ())
-        }));
+        })));
     }
 }

@@ -26,9 +26,18 @@ impl Wire {
     /// The address at the other end.
     pub(super) fn peer(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(socket) => socket.tcp().peer_addr().ok(),
-            Self::Tls(tls) => tls.get_ref().0.tcp().peer_addr().ok(),
+            Self::Tcp(socket) => socket.peer_addr().ok(),
+            Self::Tls(tls) => tls.get_ref().0.peer_addr().ok(),
             Self::Unix(_) => None,
+        }
+    }
+
+    /// Bytes that were written and then refused by the system, with everything else of their write; as far as that can be told.
+    pub(super) fn lost(&self) -> u64 {
+        match self {
+            Self::Tcp(socket) => socket.lost(),
+            // Its bytes are not those that were written; what it may have sent counts as sent.
+            Self::Tls(_) | Self::Unix(_) => 0,
         }
     }
 

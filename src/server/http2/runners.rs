@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
 use crate::http::watched::Alarm;
+use crate::reactor;
 use crate::server::http2::stream::{self, Job};
 
 /// Most tasks that a worker keeps without work: as many as two connections with a hundred streams each need.
@@ -37,7 +38,7 @@ pub(super) fn run(mut job: Box<Job>) {
             Err(back) => job = back,
         }
     }
-    tokio::spawn(Box::pin(serve(job)));
+    reactor::spawn(Box::pin(serve(job)));
 }
 
 impl<T> Default for Runner<T> {

@@ -242,7 +242,7 @@ impl H1 {
 
     /// Whether any byte of the request may have left.
     pub fn has_sent(&self) -> bool {
-        self.0.output.written > 0
+        self.0.output.written > self.0.wire.lost()
     }
 
     /// Whether all of the request has left.
