@@ -1,6 +1,12 @@
 //! WebSocket tunnels: the handshake through the route's chain, then raw bytes until one side ends it.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::coop;
 
 use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Finish, Source};
@@ -28,7 +34,7 @@ pub struct Opening {
     upstream: TunnelIo,
     attempt: Attempt,
     idle_timeout: Option<Duration>,
-    cut: tokio::sync::watch::Receiver<bool>,
+    cut: watch::Receiver<bool>,
     /// Counts the client's connection for as long as the tunnel uses it.
     hold: Option<std::sync::Arc<dyn std::any::Any + Send + Sync>>,
 }
@@ -92,7 +98,7 @@ impl Opening {
     /// Starts the tunnel as a task of this worker; it accounts for its request when it ends.
     pub(super) fn start(self, finish: Box<Finish>) {
         reactor::spawn(Box::pin(async move {
-            let Self { client, upstream, attempt, idle_timeout, mut cut, hold } = self;
+            let Self { client, upstream, attempt, idle_timeout, cut, hold } = self;
             let Ok(Some(client)) = tokio::time::timeout(SWITCH, client.switched()).await else {
                 finish.tunnel_ended(0, 0, Some(Reason::ClientClosed));
                 return;
@@ -103,15 +109,7 @@ impl Opening {
                 route.metrics.tunnel_opened(worker);
             }
             let (sides, client, upstream) = Sides::of(client, upstream);
-            let options = TunnelOptions {
-                idle_timeout,
-                drain: async move {
-                    // An error means that the listener is gone: the tunnel ends with it.
-                    let _ = cut.wait_for(|cut| *cut).await;
-                },
-                websocket: true,
-                meter: |way, bytes| sides.moved(way, bytes),
-            };
+            let options = TunnelOptions { idle_timeout, drain: drained(cut), websocket: true, meter: |way, bytes| sides.moved(way, bytes) };
             let end = sides.until_silent(LINGER, run(client, upstream, options)).await;
             drop(attempt);
             drop(hold);
@@ -127,4 +125,23 @@ impl Opening {
             finish.tunnel_ended(end.from_client, end.from_upstream, reason);
         }));
     }
+}
+
+/// Waits until tunnels are cut. To be polled by one task only, and cheap to poll while there is no news: a tunnel does it at every byte.
+async fn drained(mut cut: watch::Receiver<bool>) {
+    let mut probe = cut.clone();
+    probe.mark_unchanged();
+    // An error means that the listener is gone: the tunnel ends with it.
+    let mut waiting = pin!(cut.wait_for(|cut| *cut));
+    let mut asked = false;
+    poll_fn(|cx| {
+        if asked && probe.has_changed().is_ok_and(|changed| !changed) {
+            return Poll::Pending;
+        }
+        let cut = waiting.as_mut().poll(cx).map(drop);
+        // A task whose turn is over is woken for another one, but nobody has heard that it waits.
+        asked = coop::has_budget_remaining();
+        cut
+    })
+    .await;
 }

@@ -3,16 +3,15 @@
 //! A half-close passes like any byte, and what the other side still has to say is delivered. But one that says nothing more would hold the
 //! tunnel until `idle_timeout`, where nobody is left to listen.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
 
 use crate::upstream::tunnel::{Cause, TunnelEnd, Way};
 
@@ -22,8 +21,7 @@ pub(super) const LINGER: Duration = Duration::from_secs(2);
 /// What is known of both sides.
 #[derive(Debug, Default)]
 pub(super) struct Sides {
-    /// Rings when the end of one side, and all before it, was passed on to the other.
-    told: Notify,
+    /// The end of one side, and all before it, was passed on to the other.
     half: AtomicBool,
     up: AtomicU64,
     down: AtomicU64,
@@ -43,22 +41,28 @@ impl Sides {
             Way::Up => &self.up,
             Way::Down => &self.down,
         };
-        count.fetch_add(bytes as u64, Relaxed);
+        // The tunnel's task alone writes it.
+        count.store(count.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
     }
 
     /// Runs `tunnel`, which is over as well when no byte moved for `linger` after one side has ended.
     pub(super) async fn until_silent(&self, linger: Duration, tunnel: impl Future<Output = TunnelEnd>) -> TunnelEnd {
-        tokio::select! {
-            biased;
-            end = tunnel => end,
-            () = self.silence(linger) => {
-                TunnelEnd { cause: Cause::Closed, from_client: self.up.load(Relaxed), from_upstream: self.down.load(Relaxed) }
+        let (mut tunnel, mut silence) = (pin!(tunnel), pin!(self.silence(linger)));
+        poll_fn(|cx| {
+            if let Poll::Ready(end) = tunnel.as_mut().poll(cx) {
+                return Poll::Ready(end);
             }
-        }
+            // It is set by the tunnel, just now or earlier.
+            if !self.half.load(Relaxed) {
+                return Poll::Pending;
+            }
+            let closed = || TunnelEnd { cause: Cause::Closed, from_client: self.up.load(Relaxed), from_upstream: self.down.load(Relaxed) };
+            silence.as_mut().poll(cx).map(|()| closed())
+        })
+        .await
     }
 
     async fn silence(&self, linger: Duration) {
-        self.told.notified().await;
         let delivered = || self.up.load(Relaxed).wrapping_add(self.down.load(Relaxed));
         let mut before = None;
         while before != Some(delivered()) {
@@ -90,8 +94,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Side<T> {
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shut = Pin::new(&mut self.io).poll_shutdown(cx);
-        if shut.is_ready() && !self.sides.half.swap(true, Relaxed) {
-            self.sides.told.notify_one();
+        if shut.is_ready() {
+            self.sides.half.store(true, Relaxed);
         }
         shut
     }

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::coop;
 use tokio::time::{Instant, Sleep};
 
 use super::flow::Flow;
@@ -111,30 +112,39 @@ where
 /// The one timer of a tunnel. It is not moved at each byte: when it fires it looks when the last one was.
 struct Clock {
     timer: Option<Pin<Box<Sleep>>>,
+    /// Whether the timer knows whom to wake.
+    armed: bool,
     idle: Option<Duration>,
     last: Instant,
 }
 
 impl Clock {
     fn new(idle: Option<Duration>) -> Self {
-        Self { timer: idle.map(|idle| Box::pin(tokio::time::sleep(idle))), idle, last: Instant::now() }
+        Self { timer: idle.map(|idle| Box::pin(tokio::time::sleep(idle))), armed: false, idle, last: Instant::now() }
     }
     /// From now on the timer is the deadline of the goodbye.
     fn last_word(&mut self) {
         self.idle = None;
         self.timer = Some(Box::pin(tokio::time::sleep(GOODBYE)));
+        self.armed = false;
     }
     fn poll(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<()> {
         if moved {
             self.last = Instant::now();
         }
         let Some(timer) = &mut self.timer else { return Poll::Pending };
+        // A tunnel is one task to its end: the timer need not be told at every byte whom to wake.
+        if self.armed && !timer.is_elapsed() {
+            return Poll::Pending;
+        }
         while timer.as_mut().poll(cx).is_ready() {
             match self.idle.and_then(|idle| later(self.last, idle, Instant::now())) {
                 Some(deadline) => timer.as_mut().reset(deadline),
                 None => return Poll::Ready(()),
             }
         }
+        // A task whose turn is over is woken for another one, but the timer has not heard of it.
+        self.armed = coop::has_budget_remaining();
         Poll::Pending
     }
 }
