@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -45,7 +44,7 @@ fn exchange() -> Exchange {
     let peer = "127.0.0.1:9".parse().unwrap();
     Exchange {
         worker: 0,
-        connection: Arc::new(Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: None }),
+        connection: Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: None },
         started: Instant::now(),
         method: Method::GET,
         version: Version::HTTP_11,

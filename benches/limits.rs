@@ -76,13 +76,7 @@ fn exchange() -> Exchange {
     let client_ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
     Exchange {
         worker: 0,
-        connection: Arc::new(Connection {
-            listener: 0,
-            peer: SocketAddr::new(client_ip, 1),
-            tls: false,
-            tls_version: None,
-            client_cert: None,
-        }),
+        connection: Connection { listener: 0, peer: SocketAddr::new(client_ip, 1), tls: false, tls_version: None, client_cert: None },
         started: Instant::now(),
         method: Method::GET,
         version: Version::HTTP_11,

@@ -9,6 +9,7 @@ pub mod error;
 pub mod gateway;
 pub mod health;
 pub mod http;
+pub mod kept;
 pub mod middleware;
 pub mod random;
 pub mod reactor;

@@ -219,7 +219,7 @@ fn exchange() -> Exchange {
     let peer = "127.0.0.1:9".parse().unwrap();
     Exchange {
         worker: 0,
-        connection: Arc::new(Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: None }),
+        connection: Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: None },
         started: Instant::now(),
         method: Method::GET,
         version: Version::HTTP_11,

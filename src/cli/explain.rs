@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 
 use http::uri::PathAndQuery;
@@ -99,7 +98,7 @@ impl Asked {
         let tls = self.scheme == Scheme::Https;
         Exchange {
             worker: 0,
-            connection: Arc::new(Connection { listener: 0, peer, tls, tls_version: None, client_cert: None }),
+            connection: Connection { listener: 0, peer, tls, tls_version: None, client_cert: None },
             started: Instant::now(),
             method: self.method.clone(),
             version: Version::HTTP_11,

@@ -87,28 +87,28 @@ impl Source {
 }
 
 /// A response body that knows what to do when it ends.
-pub struct ResponseBody {
+pub struct ResponseBody<'a> {
     source: Source,
-    finish: Option<Box<Finish>>,
+    finish: Option<Box<Finish<'a>>>,
     bytes: u64,
     complete: bool,
     /// The source was cut; told to hyper only when it has flushed what came before.
     cutting: Option<Cut>,
 }
 
-impl fmt::Debug for ResponseBody {
+impl fmt::Debug for ResponseBody<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseBody").field("bytes", &self.bytes).finish_non_exhaustive()
     }
 }
 
-impl ResponseBody {
+impl<'a> ResponseBody<'a> {
     /// A body that is accounted for by `finish` when it ends. `bodiless`: the client gets no body (HEAD, 204, 304).
-    pub fn new(source: Source, finish: Box<Finish>, bodiless: bool) -> Self {
+    pub fn new(source: Source, finish: Box<Finish<'a>>, bodiless: bool) -> Self {
         let source = match source {
             Source::Tunnel(opening) => {
                 finish.link.clock().enter(Phase::Tunnel, Instant::now());
-                opening.start(finish);
+                opening.start((*finish).into());
                 return Self { source: Source::Empty, finish: None, bytes: 0, complete: true, cutting: None };
             }
             // Whatever the upstream sends all the same, the client does not wait for it.
@@ -143,7 +143,7 @@ impl ResponseBody {
     }
 }
 
-impl Body for ResponseBody {
+impl Body for ResponseBody<'_> {
     type Data = Bytes;
     type Error = Cut;
 
@@ -183,7 +183,7 @@ impl Body for ResponseBody {
                 }
                 if let Some(data) = frame.data_ref() {
                     this.bytes += data.len() as u64;
-                    if let Some(Link::Http2(clock, _)) = this.finish.as_ref().map(|finish| &finish.link) {
+                    if let Some(Link::Http2(clock, _)) = this.finish.as_ref().map(|finish| finish.link) {
                         // An HTTP/2 stream has no socket of its own that would tell its clock.
                         clock.moved(data.len());
                         if data.len() < SMALL
@@ -220,7 +220,7 @@ impl Body for ResponseBody {
     }
 }
 
-impl Drop for ResponseBody {
+impl Drop for ResponseBody<'_> {
     fn drop(&mut self) {
         // An upstream body that has ended without hyper asking for its end is complete all the same.
         self.complete |= self.source.ended() && !matches!(&self.source, Source::Upstream(body) if body.cut());
@@ -229,13 +229,13 @@ impl Drop for ResponseBody {
 }
 
 /// What is done once when a request ends.
-pub struct Finish {
+pub struct Finish<'a> {
     /// The worker it ran on.
     pub worker: usize,
     /// The snapshot it ran on.
-    pub snapshot: Arc<View>,
+    pub snapshot: &'a Arc<View>,
     /// Its route.
-    pub route: Option<RouteHandle>,
+    pub route: Option<&'a RouteHandle>,
     /// When its head was complete.
     pub started: Instant,
     /// When all of the answer was there, if that was before its first byte was sent.
@@ -249,7 +249,7 @@ pub struct Finish {
     /// Reason of a gateway-made answer.
     pub reason: Option<Reason>,
     /// What the answer goes back on.
-    pub link: Link,
+    pub link: &'a Link,
     /// Its request body.
     pub body: Option<Arc<ClientBody>>,
     /// The log line, but for what is known only at the end. `None` if no log is written.
@@ -262,7 +262,7 @@ pub struct Finish {
     pub original: Option<Original>,
 }
 
-impl Finish {
+impl Finish<'_> {
     /// Response trailers pass without what must not, and tell the gRPC status.
     fn trailers(&mut self, trailers: &mut HeaderMap) {
         if self.grpc
@@ -271,25 +271,6 @@ impl Finish {
             self.grpc_status = status.to_str().ok().and_then(|status| status.parse().ok());
         }
         self.snapshot.protected.filter_trailers(trailers);
-    }
-
-    /// A tunnel has ended: its log line, and a request without a duration.
-    pub fn tunnel_ended(mut self, from_client: u64, from_upstream: u64, reason: Option<Reason>) {
-        let metrics = self.route.as_ref().map_or(&self.snapshot.no_route, |route| &route.metrics);
-        metrics.request(self.worker, &self.method, self.status, None);
-        if let Some(reason) = reason {
-            metrics.error(self.worker, reason);
-        }
-        self.snapshot.metrics.request_ended(self.worker);
-        if let Some(mut entry) = self.entry.take() {
-            entry.status = self.status;
-            entry.reason = reason;
-            entry.duration = Instant::now().saturating_duration_since(self.started);
-            entry.bytes_in = from_client;
-            entry.bytes_out = from_upstream;
-            entry.complete = reason.is_none();
-            self.snapshot.access_log.write(self.worker, &entry);
-        }
     }
 
     fn run(mut self, bytes: u64, complete: bool, cut: Option<Reason>) {
@@ -312,7 +293,7 @@ impl Finish {
         } else {
             self.link.clock().enter(Phase::Tunnel, now);
         }
-        let metrics = self.route.as_ref().map_or(&self.snapshot.no_route, |route| &route.metrics);
+        let metrics = self.route.map_or(&self.snapshot.no_route, |route| &route.metrics);
         let status = if complete || reason != Some(Reason::ClientClosed) { self.status } else { Reason::ClientClosed.status() };
         metrics.request(self.worker, &self.method, status, Some(now.saturating_duration_since(self.started)));
         if let Some(reason) = reason {
@@ -363,27 +344,27 @@ impl Panicked {
 
 /// A request that has no response yet. Dropped with it when the client leaves, it accounts for the request all the same.
 #[must_use]
-pub struct Pending(Option<Box<Finish>>);
+pub struct Pending<'a>(Option<Box<Finish<'a>>>);
 
-impl Pending {
+impl<'a> Pending<'a> {
     /// Begins to account for a request.
-    pub fn new(finish: Finish) -> Self {
+    pub fn new(finish: Finish<'a>) -> Self {
         finish.snapshot.metrics.request_started(finish.worker);
         Self(Some(Box::new(finish)))
     }
 
     /// Hands over to the response.
-    pub fn take(&mut self) -> Option<Box<Finish>> {
+    pub fn take(&mut self) -> Option<Box<Finish<'a>>> {
         self.0.take()
     }
 
     /// What is known so far.
-    pub fn get(&mut self) -> Option<&mut Finish> {
+    pub fn get(&mut self) -> Option<&mut Finish<'a>> {
         self.0.as_deref_mut()
     }
 }
 
-impl Drop for Pending {
+impl Drop for Pending<'_> {
     fn drop(&mut self) {
         if let Some(mut finish) = self.0.take() {
             let reason = if std::thread::panicking() { Reason::Internal } else { Reason::ClientClosed };

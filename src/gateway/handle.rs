@@ -19,6 +19,7 @@ use crate::error::{Reason, Refusal};
 use crate::gateway::answer::{Finish, Panicked, Pending, ResponseBody, Source};
 use crate::gateway::check::check;
 use crate::gateway::ending::Ending;
+use crate::gateway::inbound::{Client, Inbound};
 use crate::gateway::reply::{Answer, Answered};
 use crate::gateway::route::Route;
 use crate::gateway::snapshot::Snapshot;
@@ -30,7 +31,7 @@ use crate::http::headers::{Survey, effective_scheme, make_request_id, request_id
 use crate::http::incoming::Incoming;
 use crate::http::upgrade::Upgrading;
 use crate::http::websocket::WebSocket;
-use crate::http::{Connection, Exchange, Host, Params, Scheme, grpc, grpc_web, problem};
+use crate::http::{Exchange, Host, Params, Scheme, grpc, grpc_web, problem};
 use crate::middleware::cors::preflight_method;
 use crate::router::{Outcome, Query};
 use crate::telemetry::access_log::{Entry, Label};
@@ -40,30 +41,12 @@ use crate::telemetry::time::since_1970;
 /// Methods that `Allow` names where CONNECT or TRACE was asked for.
 pub(super) const ALL_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
-/// What a connection hands over with each of its requests.
-pub struct Inbound {
-    /// The worker the connection is on.
-    pub worker: usize,
-    /// The configuration the request runs on to its end.
-    pub snapshot: Arc<View>,
-    /// Facts about the connection.
-    pub connection: Arc<Connection>,
-    /// What the answer goes back on.
-    pub link: Link,
-    /// What its listener says of its end.
-    pub ending: Arc<Ending>,
-    /// The byte stream behind the request, for one that asks for an upgrade.
-    pub upgrading: Option<Upgrading>,
-    /// Which special fields the request has, if that was seen when it was read.
-    pub survey: Option<Survey>,
-}
-
 /// What travels beside the [`Exchange`].
 pub struct Context<'a> {
     /// The configuration.
     pub snapshot: &'a Arc<View>,
     /// What the answer goes back on.
-    pub link: Link,
+    pub link: &'a Link,
     /// The client's body, until someone takes it.
     pub incoming: Option<Incoming>,
     /// The client's body, once someone reads it.
@@ -93,9 +76,9 @@ pub struct Context<'a> {
     /// Which CORS fields the answer gets.
     pub cors: CorsFields,
     /// Accounts for the request.
-    pub pending: Pending,
+    pub pending: Pending<'a>,
     /// What the connection's listener says of its end.
-    pub ending: Arc<Ending>,
+    pub ending: &'a Ending,
 }
 
 /// Which CORS fields an answer of a route with `cors` gets.
@@ -108,17 +91,6 @@ pub enum CorsFields {
     Preflight(HeaderMap),
     /// None: a denied address learns nothing about the route.
     Withheld,
-}
-
-/// An [`Inbound`] whose configuration is held elsewhere.
-struct Taken<'a> {
-    worker: usize,
-    snapshot: &'a Arc<View>,
-    connection: Arc<Connection>,
-    link: Link,
-    ending: Arc<Ending>,
-    upgrading: Option<Upgrading>,
-    survey: Option<Survey>,
 }
 
 /// Which rules a response gets.
@@ -134,9 +106,8 @@ enum Scope<'a> {
 type Outcomes<'a> = (Result<Answer, Box<Refusal>>, Scope<'a>);
 
 /// Answers a request. A panic on the way costs this request only: a 500.
-pub async fn handle(inbound: Inbound, request: Request<Incoming>) -> Answered {
-    let Inbound { worker, snapshot, connection, link, ending, upgrading, survey } = inbound;
-    let inbound = Taken { worker, snapshot: &snapshot, connection, link, ending, upgrading, survey };
+pub async fn handle<'a>(inbound: Inbound<'a>, request: Request<Incoming>) -> Answered<'a> {
+    let snapshot = inbound.snapshot;
     // Pinned as it is made, and its outcome put where it stays: both are large, and every step would move them.
     let mut answering = pin!(answer(inbound, request));
     let mut response = None;
@@ -145,7 +116,7 @@ pub async fn handle(inbound: Inbound, request: Request<Incoming>) -> Answered {
         std::panic::catch_unwind(AssertUnwindSafe(poll)).unwrap_or(Poll::Ready(()))
     })
     .await;
-    response.unwrap_or_else(|| internal_error(&snapshot))
+    response.unwrap_or_else(|| internal_error(snapshot))
 }
 
 /// The answer to bytes that are no request, of which there is nothing to route, to log or to count.
@@ -158,7 +129,7 @@ pub fn refuse_unread(snapshot: &Snapshot, refusal: &Refusal) -> (response::Parts
     (parts, bytes)
 }
 
-fn internal_error(snapshot: &Snapshot) -> Answered {
+fn internal_error(snapshot: &Snapshot) -> Answered<'static> {
     let request = Panicked::take();
     let id = request.request_id.unwrap_or_else(|| make_request_id(unix_ms(Instant::now())));
     events::request_panicked(&String::from_utf8_lossy(id.as_bytes()));
@@ -177,15 +148,15 @@ fn unix_ms(now: Instant) -> u64 {
     unix.as_secs().saturating_mul(1000).saturating_add(u64::from(unix.subsec_millis()))
 }
 
-async fn answer(inbound: Taken<'_>, request: Request<Incoming>) -> Answered {
+async fn answer<'a>(inbound: Inbound<'a>, request: Request<Incoming>) -> Answered<'a> {
     let now = Instant::now();
     let has_body = !request.body().is_end_stream();
     inbound.link.clock().request_started(now, has_body);
     let (head, incoming) = request.into_parts();
-    let Taken { worker, snapshot, connection, link, ending, upgrading, survey } = inbound;
-    let trusted = !snapshot.trusted.is_empty() && snapshot.trusted.contains(unmap(connection.peer.ip()));
-    let mut ex = exchange(worker, snapshot, connection, &head, now, trusted);
-    let pending = Pending::new(finish(snapshot, &link, &ex, &head));
+    let Inbound { client, snapshot, link, upgrading, survey } = inbound;
+    let trusted = !snapshot.trusted.is_empty() && snapshot.trusted.contains(unmap(client.connection.peer.ip()));
+    let mut ex = exchange(client, snapshot, &head, now, trusted);
+    let pending = Pending::new(finish(snapshot, link, &ex, &head));
     let seen = survey.unwrap_or_else(|| Survey::of(&head.headers));
     let mut cx = Context {
         snapshot,
@@ -205,21 +176,15 @@ async fn answer(inbound: Taken<'_>, request: Request<Incoming>) -> Answered {
         origin: None,
         cors: CorsFields::default(),
         pending,
-        ending,
+        ending: &client.ending,
     };
     let (outcome, scope) = route(&mut ex, &mut cx, head).await;
     complete(&mut ex, &mut cx, outcome, scope).await
 }
 
 /// What is known of a request before anything is checked.
-fn exchange(
-    worker: usize,
-    snapshot: &Snapshot,
-    connection: Arc<Connection>,
-    head: &request::Parts,
-    now: Instant,
-    trusted: bool,
-) -> Exchange {
+fn exchange(client: &Client, snapshot: &Snapshot, head: &request::Parts, now: Instant, trusted: bool) -> Exchange {
+    let connection = client.connection.clone();
     let connection_scheme = if connection.tls { Scheme::Https } else { Scheme::Http };
     let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let id = match &snapshot.request_id {
@@ -229,7 +194,7 @@ fn exchange(
     let client_ip: IpAddr =
         if trusted { client_address(connection.peer, &snapshot.trusted, &head.headers) } else { unmap(connection.peer.ip()) };
     Exchange {
-        worker,
+        worker: client.worker,
         connection,
         started: now,
         method: head.method.clone(),
@@ -248,11 +213,11 @@ fn exchange(
 }
 
 /// What accounts for the request from now on.
-fn finish(snapshot: &Arc<View>, link: &Link, ex: &Exchange, head: &request::Parts) -> Finish {
+fn finish<'a>(snapshot: &'a Arc<View>, link: &'a Link, ex: &Exchange, head: &request::Parts) -> Finish<'a> {
     let entry = snapshot.access_log.enabled().then(|| Box::new(Entry::begin(ex, &head.headers, snapshot.secret_query.clone())));
     Finish {
         worker: ex.worker,
-        snapshot: Arc::clone(snapshot),
+        snapshot,
         route: None,
         started: ex.started,
         whole_at: None,
@@ -260,7 +225,7 @@ fn finish(snapshot: &Arc<View>, link: &Link, ex: &Exchange, head: &request::Part
         method: ex.method.clone(),
         status: 0,
         reason: None,
-        link: link.clone(),
+        link,
         body: None,
         entry,
         grpc: false,
@@ -306,7 +271,7 @@ async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, mut head: request::P
     }
     cx.link.clock().route_chosen(ex.started, route.timeout, route.idle_timeout, cx.snapshot.min_body_rate);
     if let Some(finish) = cx.pending.get() {
-        finish.route = Some(Arc::clone(route));
+        finish.route = Some(route);
         if let Some(entry) = &mut finish.entry {
             entry.route = Some(Label::from(&route.name));
         }
@@ -346,7 +311,7 @@ fn find<'a>(
 }
 
 /// The way back: every response, whoever made it, gets the same fields, and is accounted for when it ends.
-async fn complete(ex: &mut Exchange, cx: &mut Context<'_>, outcome: Result<Answer, Box<Refusal>>, scope: Scope<'_>) -> Answered {
+async fn complete<'a>(ex: &mut Exchange, cx: &mut Context<'a>, outcome: Result<Answer, Box<Refusal>>, scope: Scope<'_>) -> Answered<'a> {
     let is_head = ex.method == Method::HEAD;
     let outcome = if cx.extended { outcome.and_then(opens_or_fails) } else { outcome };
     let mut close = cx.ending.draining.load(Relaxed);

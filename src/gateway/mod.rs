@@ -7,6 +7,7 @@ mod deadline;
 pub mod ending;
 pub mod fallback;
 pub mod handle;
+mod inbound;
 pub mod mirror;
 mod reply;
 pub mod route;
@@ -20,7 +21,8 @@ pub mod view;
 
 pub use custom::Middleware;
 pub use ending::Ending;
-pub use handle::{Inbound, handle};
+pub use handle::handle;
+pub use inbound::{Client, Inbound};
 pub use reply::Answered;
 pub use shared::Shared;
 pub use snapshot::{Snapshot, compile, compile_and};

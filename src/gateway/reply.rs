@@ -71,7 +71,7 @@ impl Answer {
 }
 
 /// What the client gets.
-pub struct Answered {
+pub struct Answered<'a> {
     /// The head.
     pub parts: response::Parts,
     /// Fields that are not in the head's map, for HTTP/1 clients.
@@ -79,17 +79,17 @@ pub struct Answered {
     /// The request id, where it is in neither; the body knows the name of its field.
     pub id: Option<HeaderValue>,
     /// The body.
-    pub body: ResponseBody,
+    pub body: ResponseBody<'a>,
 }
 
-impl Answered {
+impl<'a> Answered<'a> {
     /// An answer that nobody accounts for.
     pub(super) fn unaccounted(parts: response::Parts, bytes: Bytes) -> Self {
         Self { parts, lines: None, id: None, body: ResponseBody::unaccounted(bytes) }
     }
 
     /// The same with all fields in the map.
-    pub fn into_response(mut self) -> Response<ResponseBody> {
+    pub fn into_response(mut self) -> Response<ResponseBody<'a>> {
         fold(&mut self.parts.headers, self.lines);
         if let (Some(id), Some(name)) = (self.id, self.body.id_name()) {
             self.parts.headers.insert(name.clone(), id);

@@ -1,7 +1,9 @@
 //! WebSocket tunnels: the handshake through the route's chain, then raw bytes until one side ends it.
 
+use std::any::Any;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -15,10 +17,12 @@ use crate::gateway::reply::Answer;
 use crate::gateway::route::Route;
 use crate::gateway::target::{Outgoing, UpstreamHandle, answer_of, note, refusal_of};
 use crate::gateway::tunnel_side::{LINGER, Sides};
+use crate::gateway::view::{RouteHandle, View};
 use crate::http::Exchange;
 use crate::http::headers::{Survey, remove_hop_by_hop};
 use crate::http::upgrade::Upgrading;
 use crate::reactor;
+use crate::telemetry::access_log::Entry;
 use crate::upstream::Attempt;
 use crate::upstream::call::{Call, CallBody, Limit, Trace};
 use crate::upstream::h1::TunnelIo;
@@ -36,7 +40,18 @@ pub struct Opening {
     idle_timeout: Option<Duration>,
     cut: watch::Receiver<bool>,
     /// Counts the client's connection for as long as the tunnel uses it.
-    hold: Option<std::sync::Arc<dyn std::any::Any + Send + Sync>>,
+    hold: Arc<dyn Any + Send + Sync>,
+}
+
+/// What accounts for a tunnel. It outlives what its request was lent.
+pub(super) struct Account {
+    worker: usize,
+    snapshot: Arc<View>,
+    route: Option<RouteHandle>,
+    started: Instant,
+    method: http::Method,
+    status: u16,
+    entry: Option<Box<Entry>>,
 }
 
 /// Sends the handshake upstream.
@@ -87,33 +102,67 @@ pub(super) async fn open(
                 attempt,
                 idle_timeout: route.idle_timeout,
                 cut: cx.ending.cut.clone(),
-                hold: cx.link.http1().map(|state| state.hold.clone()),
+                hold: Arc::clone(&cx.link.connection().hold),
             };
             Ok(Answer::new(parts, Source::Tunnel(Box::new(opening))))
         }
     }
 }
 
+impl From<Finish<'_>> for Account {
+    fn from(finish: Finish<'_>) -> Self {
+        Self {
+            worker: finish.worker,
+            snapshot: Arc::clone(finish.snapshot),
+            route: finish.route.map(Arc::clone),
+            started: finish.started,
+            method: finish.method,
+            status: finish.status,
+            entry: finish.entry,
+        }
+    }
+}
+
+impl Account {
+    /// The tunnel has ended: its log line, and a request without a duration.
+    fn ended(mut self, from_client: u64, from_upstream: u64, reason: Option<Reason>) {
+        let metrics = self.route.as_ref().map_or(&self.snapshot.no_route, |route| &route.metrics);
+        metrics.request(self.worker, &self.method, self.status, None);
+        if let Some(reason) = reason {
+            metrics.error(self.worker, reason);
+        }
+        self.snapshot.metrics.request_ended(self.worker);
+        if let Some(mut entry) = self.entry.take() {
+            entry.status = self.status;
+            entry.reason = reason;
+            entry.duration = Instant::now().saturating_duration_since(self.started);
+            entry.bytes_in = from_client;
+            entry.bytes_out = from_upstream;
+            entry.complete = reason.is_none();
+            self.snapshot.access_log.write(self.worker, &entry);
+        }
+    }
+}
+
 impl Opening {
     /// Starts the tunnel as a task of this worker; it accounts for its request when it ends.
-    pub(super) fn start(self, finish: Box<Finish>) {
+    pub(super) fn start(self, account: Account) {
         reactor::spawn(Box::pin(async move {
-            let Self { client, upstream, attempt, idle_timeout, cut, hold } = self;
+            // The connection counts until all of the rest is done.
+            let Self { client, upstream, attempt, idle_timeout, cut, hold: _hold } = self;
             let Ok(Some(client)) = tokio::time::timeout(SWITCH, client.switched()).await else {
-                finish.tunnel_ended(0, 0, Some(Reason::ClientClosed));
+                account.ended(0, 0, Some(Reason::ClientClosed));
                 return;
             };
-            let route = finish.route.clone();
-            let worker = finish.worker;
-            if let Some(route) = &route {
+            let worker = account.worker;
+            if let Some(route) = &account.route {
                 route.metrics.tunnel_opened(worker);
             }
             let (sides, client, upstream) = Sides::of(client, upstream);
             let options = TunnelOptions { idle_timeout, drain: drained(cut), websocket: true, meter: |way, bytes| sides.moved(way, bytes) };
             let end = sides.until_silent(LINGER, run(client, upstream, options)).await;
             drop(attempt);
-            drop(hold);
-            if let Some(route) = &route {
+            if let Some(route) = &account.route {
                 route.metrics.tunnel_closed(worker);
             }
             let reason = match end.cause {
@@ -122,7 +171,7 @@ impl Opening {
                 Cause::ClientReset => Some(Reason::ClientClosed),
                 Cause::UpstreamReset => Some(Reason::UpstreamTruncated),
             };
-            finish.tunnel_ended(end.from_client, end.from_upstream, reason);
+            account.ended(end.from_client, end.from_upstream, reason);
         }));
     }
 }

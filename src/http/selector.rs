@@ -106,13 +106,13 @@ pub(crate) mod testing {
         let lower = HeaderValue::from_static("api.example.com:8080");
         Exchange {
             worker: 0,
-            connection: Arc::new(Connection {
+            connection: Connection {
                 listener: 0,
                 peer: std::net::SocketAddr::new(client_ip, 40_000),
                 tls: false,
                 tls_version: None,
                 client_cert: None,
-            }),
+            },
             started: Instant::now(),
             method: Method::GET,
             version: Version::HTTP_11,

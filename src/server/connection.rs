@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::gateway::snapshot::ListenerSpec;
-use crate::gateway::{Ending, Inbound, Snapshot};
+use crate::gateway::{Client, Snapshot, View};
 use crate::http::Connection;
 use crate::http::clock::{Clock, ConnectionTimeouts, Phase};
 use crate::http::connection::{ConnectionState, Link};
@@ -77,7 +77,8 @@ async fn serve(worker: usize, state: Arc<State>, accepted: Accepted) {
     };
     let ending = listener.ending(worker);
     held.per_ip = established.counted;
-    let session = Session { worker, state, connection: Arc::new(established.connection), held: Arc::new(held), ending, superseded };
+    let client = Arc::new(Client { worker, connection: established.connection, ending });
+    let session = Session { worker, state, client, held: Arc::new(held), superseded };
     session.run(established.transport, established.h2, timeouts).await;
 }
 
@@ -190,9 +191,8 @@ async fn within<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Ou
 pub(super) struct Session {
     pub(super) worker: usize,
     state: Arc<State>,
-    connection: Arc<Connection>,
+    pub(super) client: Arc<Client>,
     held: Arc<Held>,
-    ending: Arc<Ending>,
     /// How often the listener's TLS was superseded when this connection began.
     superseded: u64,
 }
@@ -214,17 +214,9 @@ impl Session {
         &self.held.listener
     }
 
-    /// What comes with a request.
-    pub(super) fn inbound(&self, link: Link) -> Inbound {
-        Inbound {
-            worker: self.worker,
-            snapshot: self.state.view(self.worker),
-            connection: Arc::clone(&self.connection),
-            link,
-            ending: Arc::clone(&self.ending),
-            upgrading: None,
-            survey: None,
-        }
+    /// The configuration of this moment, as a request has it.
+    pub(super) fn view(&self) -> Arc<View> {
+        self.state.view(self.worker)
     }
 
     /// Serves HTTP/1. Gives the stream back if its client speaks HTTP/2, which is looked for if `sniffing`.
@@ -233,7 +225,8 @@ impl Session {
         let closing = AtomicBool::new(false);
         // Pinned by itself, for it is large and the watch over it would move it.
         let settled = AtomicBool::new(false);
-        let serving = pin!(Http1::new(self, io, sniffing, state, &closing, &settled).run());
+        let link = Link::Http1(state);
+        let serving = pin!(Http1::new(self, io, sniffing, &link, &closing, &settled).run());
         let mut watched = pin!(Watched::new(serving, clock).put_off(SETTLED));
         let listener = self.listener();
         let (roster, draining) = (self.state.rosters.get(self.worker), listener.draining());
@@ -337,7 +330,7 @@ impl Session {
             }
             Some(End::Done(Ok(()))) => {}
             None => {
-                tracing::debug!(peer = %self.connection.peer, "an HTTP/2 client floods");
+                tracing::debug!(peer = %self.client.connection.peer, "an HTTP/2 client floods");
                 self.listener().metrics.connection_error(self.worker, ConnectionError::BadRequest);
                 watched.as_mut().inner().leave();
                 let _ = tokio::time::timeout(DISMISSAL, watched.as_mut().inner()).await;

@@ -5,7 +5,6 @@ mod wire;
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -43,7 +42,9 @@ const FULL: usize = 32 << 10;
 /// One HTTP/1 connection.
 pub(super) struct Http1<'a> {
     session: &'a Session,
-    state: Arc<ConnectionState>,
+    /// What answers go back on, and the state in it.
+    link: &'a Link,
+    state: &'a ConnectionState,
     wire: Wire,
     /// Set when a connection that waits for a request must close.
     closing: &'a AtomicBool,
@@ -75,11 +76,11 @@ impl<'a> Http1<'a> {
         session: &'a Session,
         io: ClientIo,
         sniffing: bool,
-        state: Arc<ConnectionState>,
+        link: &'a Link,
         closing: &'a AtomicBool,
         settled: &'a AtomicBool,
     ) -> Self {
-        Self { session, state, wire: Wire::new(io, sniffing), closing, settled }
+        Self { session, link, state: link.connection(), wire: Wire::new(io, sniffing), closing, settled }
     }
 
     /// Serves the connection to its end, or until its client turns out to speak HTTP/2.
@@ -166,11 +167,12 @@ impl<'a> Http1<'a> {
         let asked = Asked::new(head.version, &head.method, framing.is_ok() && wants_more(&head), takes_trailers(&head));
         let expects = head.survey.expect() && head.version == Version::HTTP_11 && expects_continue(&head);
         let body = self.wire.begin(length, limits, expects);
-        let mut inbound = self.session.inbound(Link::Http1(Arc::clone(&self.state)));
+        let snapshot = self.session.view();
         // A reload may have changed them.
-        self.state.clock.set_timeouts(inbound.snapshot.timeouts);
-        inbound.survey = Some(head.survey);
-        let tunnel = self.offer_tunnel(&head, &mut inbound);
+        self.state.clock.set_timeouts(snapshot.timeouts);
+        let (upgrading, tunnel) = offer_tunnel(&head).unzip();
+        let client = &*self.session.client;
+        let inbound = Inbound { client, snapshot: &snapshot, link: self.link, upgrading, survey: Some(head.survey) };
         if framing.is_err() {
             // Nobody can tell what still comes: it must not turn the answer into a reset.
             self.state.linger.store(true, Relaxed);
@@ -201,18 +203,8 @@ impl<'a> Http1<'a> {
         }
     }
 
-    /// The other end of a stream that a tunnel could take.
-    fn offer_tunnel(&self, head: &RequestHead, inbound: &mut Inbound) -> Option<oneshot::Sender<BoxedStream>> {
-        if !head.survey.upgrade() {
-            return None;
-        }
-        let (sender, receiver) = oneshot::channel();
-        inbound.upgrading = Some(Upgrading(receiver));
-        Some(sender)
-    }
-
     /// Writes an answer.
-    async fn respond(&mut self, answer: Answered, asked: &Asked, tunnel: Option<oneshot::Sender<BoxedStream>>) -> Next {
+    async fn respond(&mut self, answer: Answered<'_>, asked: &Asked, tunnel: Option<oneshot::Sender<BoxedStream>>) -> Next {
         let Answered { parts, lines, id, body } = answer;
         let mut out = Outbox::new();
         out.front.extend_from_slice(self.wire.answer_begins());
@@ -275,13 +267,13 @@ impl<'a> Http1<'a> {
 }
 
 /// A body on its way out.
-struct Writing {
-    body: ResponseBody,
+struct Writing<'a> {
+    body: ResponseBody<'a>,
     ended: bool,
     cut: bool,
 }
 
-impl Writing {
+impl Writing<'_> {
     /// Moves frames into `out` until it is full, the body ends or has nothing now; `true` in the last case.
     fn fill(self: &mut Pin<&mut Self>, cx: &mut std::task::Context<'_>, ending: &mut Ending, out: &mut Outbox) -> bool {
         let this = self.as_mut().get_mut();
@@ -313,6 +305,11 @@ impl Writing {
         }
         false
     }
+}
+
+/// Both ends of a stream that a tunnel could take.
+fn offer_tunnel(head: &RequestHead) -> Option<(Upgrading, oneshot::Sender<BoxedStream>)> {
+    head.survey.upgrade().then(oneshot::channel).map(|(sender, receiver)| (Upgrading(receiver), sender))
 }
 
 /// The request as the gateway takes it; `None` if its target is none.

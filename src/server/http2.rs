@@ -21,7 +21,6 @@ use http::header::CONTENT_LENGTH;
 use http::{Method, Request};
 use tokio::sync::oneshot;
 
-use crate::gateway::Inbound;
 use crate::http::clock::{Clock, ConnectionTimeouts, Phase};
 use crate::http::connection::{ConnectionState, Link};
 use crate::http::incoming::Incoming;
@@ -118,10 +117,11 @@ impl Future for Http2<'_> {
         while let Some(accepted) = ready!(connection.poll_accept(cx)) {
             let (request, respond) = accepted?;
             let clock = Arc::new(Clock::new(Phase::Request, *now.get_or_insert_with(Instant::now), *timeouts));
-            let inbound = session.inbound(Link::Http2(Arc::clone(&clock), Arc::clone(shared)));
-            streams.clock().set_timeouts(inbound.snapshot.timeouts);
-            if let Some((inbound, request, reply)) = parts(inbound, request, respond) {
-                runners::run(Box::new(Job { inbound, request, clock, reply, guard: streams.begin() }));
+            let snapshot = session.view();
+            streams.clock().set_timeouts(snapshot.timeouts);
+            if let Some((request, upgrading, reply)) = parts(request, respond) {
+                let (client, link) = (Arc::clone(&session.client), Link::Http2(clock, Arc::clone(shared)));
+                runners::run(Box::new(Job { client, snapshot, link, upgrading, request, reply, guard: streams.begin() }));
             }
         }
         Poll::Ready(Ok(()))
@@ -129,23 +129,18 @@ impl Future for Http2<'_> {
 }
 
 /// A request as the gateway takes it, and where its answer goes. `None` if it can have none.
-fn parts(
-    mut inbound: Inbound,
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-) -> Option<(Inbound, Request<Incoming>, Reply)> {
+fn parts(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Option<(Request<Incoming>, Option<Upgrading>, Reply)> {
     let (head, stream) = request.into_parts();
-    let (body, tunnel) = if head.method == Method::CONNECT {
+    let (body, upgrading, tunnel) = if head.method == Method::CONNECT {
         if head.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0") {
             // What follows belongs to the tunnel, if to anything.
             respond.send_reset(Reason::PROTOCOL_ERROR);
             return None;
         }
         let (sender, receiver) = oneshot::channel();
-        inbound.upgrading = Some(Upgrading(receiver));
-        (Incoming::Empty, Some((stream, sender)))
+        (Incoming::Empty, Some(Upgrading(receiver)), Some((stream, sender)))
     } else {
-        (Incoming::of_stream(stream, &head.headers), None)
+        (Incoming::of_stream(stream, &head.headers), None, None)
     };
-    Some((inbound, Request::from_parts(head, body), Reply { respond, tunnel }))
+    Some((Request::from_parts(head, body), upgrading, Reply { respond, tunnel }))
 }

@@ -1,8 +1,9 @@
 //! Worker threads: each runs its connections on a runtime of its own and shares nothing with the others that is written per request.
 
+use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::task::coop;
 
 use crate::gateway::{Shared, Snapshot, View};
+use crate::kept::{Kept, next_number};
 use crate::reactor::Reactor;
 use crate::server::acceptor::accept;
 use crate::server::connection;
@@ -56,28 +58,52 @@ impl State {
         self.max_connections.store(snapshot.max_connections, Ordering::Relaxed);
         self.snapshot.store(Arc::clone(snapshot));
         for view in &self.views {
-            view.0.store(View::new(snapshot));
+            view.replace(View::new(snapshot));
         }
     }
 
     /// What the requests of a worker see of the configuration.
     pub fn view(&self, worker: usize) -> Arc<View> {
         match self.views.get(worker) {
-            Some(view) => view.0.load_full(),
+            Some(view) => view.load(),
             // Workers are numbered from 0 to their count.
             None => View::new(&self.snapshot.load()),
         }
     }
 }
 
+thread_local! {
+    /// The view that the worker of this thread has seen last.
+    static LAST: RefCell<Kept<View, 1>> = const { RefCell::new(Kept::new()) };
+}
+
 /// One worker's view, on cache lines of its own.
 #[repr(align(128))]
-pub struct Seen(ArcSwap<View>);
+pub struct Seen {
+    view: ArcSwap<View>,
+    /// Another one for each view.
+    number: AtomicU64,
+}
 
 impl Seen {
     /// The view of a worker that starts with `snapshot`.
     pub fn new(snapshot: &Arc<Snapshot>) -> Self {
-        Self(ArcSwap::new(View::new(snapshot)))
+        Self { view: ArcSwap::new(View::new(snapshot)), number: AtomicU64::new(next_number()) }
+    }
+
+    fn replace(&self, view: Arc<View>) {
+        self.view.store(view);
+        // After it: who sees this number sees that view.
+        self.number.store(next_number(), Ordering::Release);
+    }
+
+    fn load(&self) -> Arc<View> {
+        let number = self.number.load(Ordering::Acquire);
+        LAST.with_borrow(|last| last.get(number)).unwrap_or_else(|| {
+            let view = self.view.load_full();
+            LAST.with_borrow_mut(|last| last.keep(number, &view));
+            view
+        })
     }
 }
 

@@ -114,7 +114,9 @@ impl UpstreamBody {
                 held.give_back(source, since);
                 return Self { source: whole.map_or(Source::Ended, Source::Full), held: None, since, cut: false };
             }
-            Self { source, held: Some(Box::new(held)), since, cut: false }
+            let mut held = Box::new(held);
+            held.attempt.settle();
+            Self { source, held: Some(held), since, cut: false }
         })
     }
 

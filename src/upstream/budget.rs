@@ -6,6 +6,8 @@ use crate::health::window::Window;
 
 const FIRST: usize = 0;
 const RETRY: usize = 1;
+/// First attempts of workers that have no lane of their own.
+const OTHERS_FIRST: usize = 2;
 /// Retries in 10 s that are always allowed, or else retries would never happen at little traffic.
 const FLOOR: f64 = 30.0;
 
@@ -21,20 +23,21 @@ const LANES: usize = 8;
 
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Lane(Window<2>);
+struct Lane(Window<3>);
 
 impl RetryBudget {
-    /// Counts the first attempt of a request on `worker`.
+    /// Counts the first attempt of a request on `worker`, which is the one of this thread.
     pub fn first_attempt(&self, worker: usize, now: Instant) {
-        if let Some(lane) = self.lanes.get(worker % LANES) {
-            lane.0.add(FIRST, now);
+        match self.lanes.get(worker) {
+            Some(lane) => lane.0.add_own(FIRST, now),
+            None => self.lanes[worker % LANES].0.add(OTHERS_FIRST, now),
         }
     }
 
     /// Takes one retry, if there may be one more: retries ≤ max(30, `share` × first attempts).
     pub fn try_retry(&self, now: Instant, share: f64) -> bool {
         let sums = self.lanes.iter().map(|lane| lane.0.sums(now));
-        let [first, retries] = sums.fold([0, 0], |[first, retries], sum| [first + sum[FIRST], retries + sum[RETRY]]);
+        let [first, retries] = sums.fold([0, 0], |[first, retries], sum| [first + sum[FIRST] + sum[OTHERS_FIRST], retries + sum[RETRY]]);
         let allowed = (retries + 1) as f64 <= FLOOR.max(share * first as f64 + 1e-9);
         if allowed {
             // In one lane: retries are few.

@@ -1,13 +1,14 @@
 //! From the written upstream to the running one, with every problem reported.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
 use super::names::Discover;
-use super::set::Set;
+use super::set::{Current, Set};
 use super::{Endpoint, EndpointSpec, Links, MakePool, Members, Rules, Upstream, UpstreamState};
 use crate::balance::Strategy;
 use crate::balance::hash::TableCache;
@@ -62,7 +63,8 @@ impl Upstream {
             snapshot,
             this: this.clone(),
             members: Mutex::new(Arc::new([])),
-            set: ArcSwap::from_pointee(Set::stale()),
+            set: ArcSwap::from_pointee(Current::new(Set::stale())),
+            set_number: AtomicU64::new(0),
             lookups: Mutex::default(),
             state,
         });
@@ -91,8 +93,12 @@ impl Upstream {
                 }
             })
             .collect();
-        *members = new;
+        let old = std::mem::replace(&mut *members, new);
         self.rebuild(&members, now);
+        // Attempts may hold on to those that are gone for a while, but keep no connection open.
+        for endpoint in old.iter().filter(|old| !members.iter().any(|member| Arc::ptr_eq(member, old))) {
+            endpoint.leave();
+        }
     }
 }
 

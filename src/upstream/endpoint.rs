@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -382,13 +382,22 @@ pub struct Endpoint {
     /// Its connections.
     pub pool: Arc<EndpointPool>,
     pub(super) links: Links,
+    /// Whether it no longer needs its pool.
+    left: AtomicBool,
 }
 
 impl Endpoint {
     pub(super) fn new(spec: EndpointSpec, index: usize, state: Arc<EndpointState>, pool: Arc<EndpointPool>, links: Links) -> Self {
         let EndpointSpec { id, address, tls, authority, tls_name, weight, priority } = spec;
         pool.acquired();
-        Self { id, address, tls, tls_name, authority, weight, priority, state, index, pool, links }
+        Self { id, address, tls, tls_name, authority, weight, priority, state, index, pool, links, left: AtomicBool::new(false) }
+    }
+
+    /// It is no member of its upstream any more: its pool keeps no connections for it.
+    pub(super) fn leave(&self) {
+        if !self.left.swap(true, Ordering::AcqRel) {
+            self.pool.released();
+        }
     }
 
     /// Whether there is an address to connect to.
@@ -409,7 +418,7 @@ impl Endpoint {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        self.pool.released();
+        self.leave();
     }
 }
 

@@ -48,7 +48,7 @@ pub async fn open_tunnel(
         return Err(DROPPED);
     }
     loop {
-        let (attempt, picked) = pick(upstream, &call, &tried).await?;
+        let (mut attempt, picked) = pick(upstream, &call, &tried).await?;
         let endpoint = Arc::clone(attempt.endpoint());
         trace.attempts += 1;
         trace.endpoint = Some(Label::from(&endpoint.id));
@@ -75,7 +75,10 @@ pub async fn open_tunnel(
                     None => attempt.succeeded(now, elapsed),
                 }
                 return Ok(match response.status() {
-                    StatusCode::SWITCHING_PROTOCOLS => Opened::Tunnel(response.map(H1::into_tunnel), attempt),
+                    StatusCode::SWITCHING_PROTOCOLS => {
+                        attempt.settle();
+                        Opened::Tunnel(response.map(H1::into_tunnel), attempt)
+                    }
                     _ => Opened::Response(UpstreamBody::wrap(response.map(Source::H1), None, attempt, now)),
                 });
             }

@@ -35,8 +35,9 @@ pub mod tunnel;
 mod unreached;
 mod wire;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -54,11 +55,12 @@ use crate::config::upstream as config;
 use crate::health::active::Verdict as Checked;
 use crate::health::breaker::Verdict;
 use crate::health::outlier;
+use crate::kept::Kept;
 use crate::units::Selector;
 use endpoint::LastCheck;
 use in_flight::Place;
 use pool::EndpointPool;
-use set::Set;
+use set::{Current, Handle, Set};
 
 /// Makes the pool of an endpoint, at load and when discovery adds one.
 pub type MakePool = Arc<dyn Fn(&EndpointSpec) -> Arc<EndpointPool> + Send + Sync>;
@@ -84,7 +86,9 @@ pub struct Upstream {
     this: Weak<Upstream>,
     /// All endpoints; the lock is held while a set is built from them.
     members: Mutex<Members>,
-    set: ArcSwap<Set>,
+    set: ArcSwap<Current>,
+    /// Number of the set, stored after it.
+    set_number: AtomicU64,
     /// The last look-up of each name.
     lookups: Mutex<BTreeMap<String, LastCheck>>,
 }
@@ -158,13 +162,18 @@ impl Candidates for View<'_> {
     }
 }
 
+thread_local! {
+    /// The sets that this thread has picked from, of all upstreams.
+    static SETS: RefCell<Kept<Handle, 256>> = const { RefCell::new(Kept::new()) };
+}
+
 impl Upstream {
     /// Chooses the endpoint of an attempt.
     ///
     /// # Errors
     /// When no endpoint can be used, or all that can be are full.
     pub fn pick(&self, args: &PickArgs<'_>) -> Result<Attempt, PickError> {
-        let set = self.current(args.now);
+        let set = self.held(args.worker, args.now);
         if set.usable.is_empty() {
             return Err(PickError::NoHealthyEndpoint);
         }
@@ -176,11 +185,21 @@ impl Upstream {
         if position.is_none() && !args.tried.is_empty() {
             position = set.balancer.pick(&self.state.turn, &View { tried: &[], ..fresh }, &ask);
         }
-        let endpoint = position.and_then(|position| set.usable.get(position)).ok_or(PickError::Full)?;
+        let position = position.filter(|position| *position < set.usable.len()).ok_or(PickError::Full)?;
         let place = if self.strategy.counts_in_flight() { Place::Shared } else { Place::Lane(args.worker) };
-        let attempt = Attempt::new(endpoint.clone(), place, bounded);
-        set.load_changed(endpoint, args.now);
-        Ok(attempt)
+        Ok(Attempt::begin(set, position, place, bounded, args.now))
+    }
+
+    /// The same as [`Upstream::current`], for an attempt of a worker to hold on to.
+    fn held(&self, worker: usize, now: Instant) -> Arc<Handle> {
+        let kept = SETS.with_borrow(|sets| sets.get(self.set_number.load(Ordering::Acquire)));
+        if let Some(set) = kept.filter(|set| set.holds(self.state.generation(), now)) {
+            return set;
+        }
+        let current = self.current(now);
+        let set = current.handle(worker);
+        SETS.with_borrow_mut(|sets| sets.keep(current.number, set));
+        Arc::clone(set)
     }
 
     /// An attempt on `endpoint` is over.
@@ -245,7 +264,7 @@ impl Upstream {
     }
 
     /// The set that holds at `now`.
-    fn current(&self, now: Instant) -> Guard<Arc<Set>> {
+    fn current(&self, now: Instant) -> Guard<Arc<Current>> {
         let set = self.set.load();
         if set.holds(self.state.generation(), now) {
             return set;
@@ -263,9 +282,11 @@ impl Upstream {
         if old.holds(generation, now) && Arc::ptr_eq(&old.members, members) {
             return;
         }
-        let new = Arc::new(Set::build(Arc::clone(members), generation, now, &self.rules, &self.strategy, &self.state.turn, Some(&old)));
+        let new = Set::build(Arc::clone(members), generation, now, &self.rules, &self.strategy, &self.state.turn, Some(&old));
         self.state.ranks.store(new.balancer.ranks(), Ordering::Relaxed);
-        self.set.store(new.clone());
+        let new = Arc::new(Current::new(new));
+        self.set.store(Arc::clone(&new));
+        self.set_number.store(new.number, Ordering::Release);
         self.tell(&new, now);
     }
 

@@ -1,14 +1,55 @@
 //! The usable endpoints at one moment, with a balancer built for them.
 
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::in_flight::LANES;
 use super::{Endpoint, Members, Rules, View};
 use crate::balance::{Balancer, Strategy, Turn, Usable};
+use crate::kept::next_number;
 
 /// How finely slow start goes up: this many steps per window, but not more often than [`SHORTEST_STEP`].
 const SLOW_STEPS: u32 = 200;
 const SHORTEST_STEP: Duration = Duration::from_millis(10);
+
+/// The set that is used now, with a handle for each worker.
+#[derive(Debug)]
+pub(super) struct Current {
+    set: Arc<Set>,
+    /// No other set has it.
+    pub number: u64,
+    handles: [OnceLock<Arc<Handle>>; LANES],
+}
+
+/// A worker's handle to a set: every attempt holds one, and were the count of who does so shared, all workers would write one line of memory.
+#[derive(Debug)]
+pub(super) struct Handle(Arc<Set>);
+
+impl Current {
+    pub fn new(set: Set) -> Self {
+        Self { set: Arc::new(set), number: next_number(), handles: [const { OnceLock::new() }; LANES] }
+    }
+
+    /// The handle of a worker. Made by the worker, so that it is in memory of its own; those beyond the lanes share them.
+    pub fn handle(&self, worker: usize) -> &Arc<Handle> {
+        self.handles[worker % LANES].get_or_init(|| Arc::new(Handle(Arc::clone(&self.set))))
+    }
+}
+
+impl Deref for Current {
+    type Target = Set;
+    fn deref(&self) -> &Set {
+        &self.set
+    }
+}
+
+impl Deref for Handle {
+    type Target = Set;
+    fn deref(&self) -> &Set {
+        &self.0
+    }
+}
 
 /// See module.
 #[derive(Debug)]

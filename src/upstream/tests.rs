@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::connect::Destination;
 use super::pool::EndpointPool;
-use super::{Attempt, FailKind, MakePool, Observer, PickArgs, PickError, Unobserved, Upstream, UpstreamState};
+use super::{Attempt, EndpointSpec, FailKind, MakePool, Observer, PickArgs, PickError, Unobserved, Upstream, UpstreamState};
 use crate::config::upstream::{self as config, Balance, Endpoint, Health, Outlier};
 use crate::config::{At, Problems};
 use crate::discovery::{Answer, Found, Lookup, Question, Resolver};
@@ -97,6 +97,26 @@ fn picks_go_round_and_count_as_in_flight_until_dropped() {
     assert_eq!(endpoint.state.in_flight(), 1);
     drop(attempt);
     assert_eq!(endpoint.state.in_flight(), 0);
+}
+
+#[test]
+fn an_endpoint_that_is_gone_keeps_no_connection_while_attempts_of_its_set_go_on() {
+    let (upstream, now) = (compile(&four()), Instant::now());
+    let mut attempt = pick(&upstream, now).expect("picks");
+    let (first, pools): (_, Vec<_>) =
+        (upstream.endpoints()[0].clone(), upstream.endpoints().iter().map(|endpoint| endpoint.pool.clone()).collect());
+    let gone = Arc::downgrade(&upstream.endpoints()[3]);
+    let mut problems = Problems::default();
+    let left = four().endpoints.into_iter().take(3);
+    let left = left.filter_map(|endpoint| EndpointSpec::parse(&endpoint.url, 1, &At::default(), &mut problems)).collect();
+    upstream.replace_members(left, now);
+    assert_eq!(pools.iter().map(|pool| pool.has_users()).collect::<Vec<_>>(), [true, true, true, false]);
+    assert!(!picks(&upstream, now, 6).contains('4'));
+    assert!(gone.upgrade().is_some(), "the attempt holds its set");
+    attempt.settle();
+    assert!(gone.upgrade().is_none() && Arc::ptr_eq(attempt.endpoint(), &first));
+    drop(attempt);
+    assert_eq!(first.state.in_flight(), 0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by layer, lowest first. A module may use those below its own layer, and those of it. ARCHITECTURE.md has the same list.
 const LAYERS: [&[&str]; 9] = [
-    &["units", "error", "random", "reactor"],
+    &["units", "error", "random", "kept", "reactor"],
     &["config"],
     &["http", "tls", "telemetry", "router"],
     &["balance", "health", "discovery"],

@@ -15,7 +15,7 @@ pub(crate) fn exchange(target: &str) -> Exchange {
     let authority = HeaderValue::from_static("shop.example.com:8443");
     Exchange {
         worker: 0,
-        connection: Arc::new(Connection { listener: 0, peer, tls: true, tls_version: None, client_cert: None }),
+        connection: Connection { listener: 0, peer, tls: true, tls_version: None, client_cert: None },
         started: Instant::now(),
         method: Method::GET,
         version: Version::HTTP_11,

@@ -17,11 +17,12 @@ use http_body::Body;
 use tokio::sync::oneshot;
 
 use crate::gateway::answer::{Cut, ResponseBody};
-use crate::gateway::{Answered, Inbound, handle};
+use crate::gateway::{Answered, Client, Inbound, View, handle};
 use crate::http::clock::{Clock, Phase};
+use crate::http::connection::Link;
 use crate::http::headers::Survey;
 use crate::http::incoming::Incoming;
-use crate::http::upgrade::BoxedStream;
+use crate::http::upgrade::{BoxedStream, Upgrading};
 use crate::http::watched::{Alarm, Ring};
 use crate::server::http2::tunnel::Tunnel;
 use crate::server::streams::StreamGuard;
@@ -32,9 +33,12 @@ const AT_ONCE: usize = 2 << 10;
 
 /// A request, and all that its answer needs.
 pub(super) struct Job {
-    pub(super) inbound: Inbound,
+    pub(super) client: Arc<Client>,
+    pub(super) snapshot: Arc<View>,
+    pub(super) link: Link,
+    /// For an extended CONNECT: the byte stream behind it.
+    pub(super) upgrading: Option<Upgrading>,
     pub(super) request: Request<Incoming>,
-    pub(super) clock: Arc<Clock>,
     pub(super) reply: Reply,
     pub(super) guard: StreamGuard,
 }
@@ -48,7 +52,9 @@ pub(super) struct Reply {
 
 /// Serves a stream to its end. One that is given up is reset when its parts are dropped.
 pub(super) async fn serve(job: Box<Job>, mut alarm: Pin<&mut Alarm>) {
-    let Job { inbound, request, clock, mut reply, guard } = *job;
+    let Job { client, snapshot, link, upgrading, request, mut reply, guard } = *job;
+    let inbound = Inbound { client: &client, snapshot: &snapshot, link: &link, upgrading, survey: None };
+    let clock = link.clock();
     let answered = {
         // Pinned as it is made: it is large.
         let mut answering = pin!(handle(inbound, request));
@@ -60,7 +66,7 @@ pub(super) async fn serve(job: Box<Job>, mut alarm: Pin<&mut Alarm>) {
                 if reply.respond.poll_reset(cx).is_ready() {
                     return Poll::Ready(None);
                 }
-                match ready!(alarm.as_mut().poll(&clock, cx)) {
+                match ready!(alarm.as_mut().poll(clock, cx)) {
                     Ring::Expired => {}
                     Ring::Cut(_) => return Poll::Ready(None),
                 }
@@ -69,13 +75,13 @@ pub(super) async fn serve(job: Box<Job>, mut alarm: Pin<&mut Alarm>) {
         .await
     };
     let Some(answered) = answered else { return };
-    let Some(mut sending) = reply.begin(answered, Arc::clone(&clock), guard) else { return };
+    let Some(mut sending) = reply.begin(answered, clock, guard) else { return };
     poll_fn(|cx| {
         loop {
             if sending.poll(cx).is_ready() {
                 return Poll::Ready(());
             }
-            match ready!(alarm.as_mut().poll(&clock, cx)) {
+            match ready!(alarm.as_mut().poll(clock, cx)) {
                 Ring::Expired => {}
                 Ring::Cut(_) => return Poll::Ready(()),
             }
@@ -86,7 +92,7 @@ pub(super) async fn serve(job: Box<Job>, mut alarm: Pin<&mut Alarm>) {
 
 impl Reply {
     /// Sends the head. `None` if that was all.
-    fn begin(mut self, answered: Answered, clock: Arc<Clock>, guard: StreamGuard) -> Option<Sending> {
+    fn begin<'a>(mut self, answered: Answered<'a>, clock: &'a Clock, guard: StreamGuard) -> Option<Sending<'a>> {
         let (mut head, body) = answered.into_response().into_parts();
         clean(&mut head.headers);
         if let Some((received, tunnel)) = self.tunnel
@@ -120,17 +126,17 @@ impl Reply {
 }
 
 /// A body on its way out.
-struct Sending {
-    body: ResponseBody,
+struct Sending<'a> {
+    body: ResponseBody<'a>,
     stream: SendStream<Bytes>,
     /// A piece that waits for the window, and whether it is the last one.
     waiting: Option<(Bytes, bool)>,
-    clock: Arc<Clock>,
+    clock: &'a Clock,
     #[expect(dead_code, reason = "held for its drop, after that of the others")]
     guard: StreamGuard,
 }
 
-impl Sending {
+impl Sending<'_> {
     /// Ready when the body is sent, or when the client takes no more of it.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {

@@ -16,6 +16,12 @@ impl Users {
 }
 
 impl EndpointPool {
+    /// Whether any endpoint has the pool.
+    #[cfg(test)]
+    pub fn has_users(&self) -> bool {
+        self.users.any()
+    }
+
     /// One more endpoint has the pool.
     pub fn acquired(&self) {
         self.users.0.fetch_add(1, Ordering::AcqRel);

@@ -123,7 +123,7 @@ pub(super) async fn ask_with(chain: &AuthChain, lines: &[(&str, &str)], target: 
     let peer = "127.0.0.1:9".parse().unwrap();
     let mut exchange = Exchange {
         worker: 0,
-        connection: Arc::new(Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: certificate.map(Arc::new) }),
+        connection: Connection { listener: 0, peer, tls: false, tls_version: None, client_cert: certificate.map(Arc::new) },
         started: Instant::now(),
         method: Method::GET,
         version: Version::HTTP_11,
