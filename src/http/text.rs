@@ -1,40 +1,67 @@
-//! A name in a line of the log.
+//! Text out of a message or a configuration, held by a request for itself.
+//!
+//! What is shared is held by a count of references. Others may write the cache line of that count (all workers, if it is a name's), and even
+//! where nobody does, two atomic steps take longer than to copy a line's worth of bytes. So what is short is copied.
 
 use std::sync::Arc;
 
-/// Longest name that is copied: those of most endpoints.
+use http::HeaderValue;
+use http::uri::PathAndQuery;
+
+/// Longest text that is copied: the names of most endpoints, most hosts, origins and paths.
 const SHORT: usize = 46;
 
-/// A name. What names things is shared by all workers, and to count a reference to it for each request would write a cache line that every
-/// other worker writes as well; so short ones are copied.
+/// See module. It is text as far as its sources are: a field's value may hold any bytes but control characters.
 #[derive(Clone, Debug)]
-pub struct Label(Kind);
+pub struct Text(Kind);
 
 #[derive(Clone, Debug)]
 enum Kind {
     Short { length: u8, bytes: [u8; SHORT] },
-    Long(Arc<str>),
+    Name(Arc<str>),
+    Value(HeaderValue),
+    Target(PathAndQuery),
 }
 
-impl Label {
+impl Text {
     /// Its bytes.
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
             Kind::Short { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
-            Kind::Long(name) => name.as_bytes(),
+            Kind::Name(name) => name.as_bytes(),
+            Kind::Value(value) => value.as_bytes(),
+            Kind::Target(target) => target.as_str().as_bytes(),
         }
     }
 
-    fn short(name: &str) -> Option<Self> {
+    #[inline]
+    fn new(text: &[u8], shared: impl FnOnce() -> Kind) -> Self {
         let mut bytes = [0; SHORT];
-        bytes.get_mut(..name.len())?.copy_from_slice(name.as_bytes());
-        Some(Self(Kind::Short { length: u8::try_from(name.len()).ok()?, bytes }))
+        match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
+            (Some(place), Ok(length)) => {
+                place.copy_from_slice(text);
+                Self(Kind::Short { length, bytes })
+            }
+            (Some(_) | None, Ok(_) | Err(_)) => Self(shared()),
+        }
     }
 }
 
-impl From<&Arc<str>> for Label {
+impl From<&Arc<str>> for Text {
     fn from(name: &Arc<str>) -> Self {
-        Self::short(name).unwrap_or_else(|| Self(Kind::Long(Arc::clone(name))))
+        Self::new(name.as_bytes(), || Kind::Name(Arc::clone(name)))
+    }
+}
+
+impl From<&HeaderValue> for Text {
+    fn from(value: &HeaderValue) -> Self {
+        Self::new(value.as_bytes(), || Kind::Value(value.clone()))
+    }
+}
+
+impl From<&PathAndQuery> for Text {
+    fn from(target: &PathAndQuery) -> Self {
+        Self::new(target.as_str().as_bytes(), || Kind::Target(target.clone()))
     }
 }
 
@@ -43,17 +70,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_every_length_are_kept() {
-        for length in [0, 1, SHORT - 1, SHORT, SHORT + 1, 300] {
-            let name: Arc<str> = "n".repeat(length).into();
-            assert_eq!(Label::from(&name).as_bytes(), name.as_bytes());
+    fn text_of_every_length_is_kept() {
+        for length in [0, 1, SHORT - 1, SHORT, SHORT + 1, 255, 256, 300] {
+            let text = "/".repeat(length);
+            assert_eq!(Text::from(&Arc::from(text.as_str())).as_bytes(), text.as_bytes());
+            assert_eq!(Text::from(&HeaderValue::from_str(&text).unwrap()).as_bytes(), text.as_bytes());
+            if length > 0 {
+                assert_eq!(Text::from(&PathAndQuery::try_from(text.as_str()).unwrap()).as_bytes(), text.as_bytes());
+            }
         }
     }
 
     #[test]
     fn a_short_name_is_not_shared() {
         let name: Arc<str> = "http://127.0.0.1:8080".into();
-        let label = Label::from(&name);
-        assert_eq!((label.as_bytes(), Arc::strong_count(&name)), (name.as_bytes(), 1));
+        let text = Text::from(&name);
+        assert_eq!((text.as_bytes(), Arc::strong_count(&name)), (name.as_bytes(), 1));
     }
 }
