@@ -53,8 +53,10 @@ macro_rules! text_form {
     };
 }
 
+mod decimal;
 mod selector;
 
+pub use decimal::push_decimal;
 pub use selector::Selector;
 
 /// A span of time such as `500ms`, `5s`, `2m`, `1h`.

@@ -374,7 +374,9 @@ impl Drop for Pending<'_> {
                 if finish.grpc {
                     (finish.status, finish.grpc_status) = (200, Some(reason.grpc_status()));
                 }
-                PANICKED.set(Some(Panicked { request_id: finish.entry.as_ref().map(|entry| entry.request_id.clone()), grpc: finish.grpc }));
+                let id = finish.entry.as_ref().map(|entry| entry.request_id.as_bytes());
+                let request_id = id.and_then(|id| HeaderValue::from_bytes(id).ok());
+                PANICKED.set(Some(Panicked { request_id, grpc: finish.grpc }));
             }
             finish.run(0, reason == Reason::Internal, None);
         }

@@ -1,6 +1,6 @@
 //! What answers get that belong to no route.
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 
 use crate::http::Exchange;
 use crate::middleware::cors::Cors;
@@ -16,7 +16,7 @@ pub struct Fallback {
 
 impl Fallback {
     /// Puts the fields on a response.
-    pub fn finish_response(&self, ex: &Exchange, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
+    pub fn finish_response(&self, ex: &Exchange, origin: Option<&[u8]>, headers: &mut HeaderMap) {
         if self.headers.change_responses() {
             self.headers.response(ex, headers, ex.scheme == crate::http::Scheme::Https);
         }

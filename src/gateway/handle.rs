@@ -72,7 +72,7 @@ pub struct Context<'a> {
     /// Whether the client waits for a 100 before it sends its body.
     pub expects_continue: bool,
     /// `Origin` of the request, for CORS.
-    pub origin: Option<HeaderValue>,
+    pub origin: Option<Label>,
     /// Which CORS fields the answer gets.
     pub cors: CorsFields,
     /// Accounts for the request.
@@ -243,7 +243,7 @@ async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, mut head: request::P
     if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut())
         && entry.host.is_none()
     {
-        entry.host.clone_from(&ex.host.authority);
+        entry.host = ex.host.authority.as_ref().map(Label::from);
     }
     if ex.method == Method::OPTIONS && head.uri.path() == "*" {
         let mut answer = Answer::no_content();
@@ -255,7 +255,7 @@ async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, mut head: request::P
     if cx.seen.origin() {
         let mut lines = head.headers.get_all(ORIGIN).iter();
         cx.origin = match (lines.next(), lines.next()) {
-            (Some(origin), None) => Some(origin.clone()),
+            (Some(origin), None) => Some(Label::from(origin)),
             _ => None,
         };
     }
@@ -325,13 +325,8 @@ async fn complete<'a>(ex: &mut Exchange, cx: &mut Context<'a>, outcome: Result<A
     };
     match &scope {
         Scope::Bare => {}
-        Scope::Fallback => cx.snapshot.fallback.finish_response(ex, cx.origin.as_ref(), answer.headers()),
+        Scope::Fallback => cx.snapshot.fallback.finish_response(ex, cx.origin.as_ref().map(Label::as_bytes), answer.headers()),
         Scope::Route(route) => route.finish_response(ex, cx, &mut answer),
-    }
-    if let Scope::Route(route) = &scope
-        && let Some(limits) = &route.limits
-    {
-        limits.fields(ex, |name, value| answer.set(name, value));
     }
     if let Some(name) = &cx.snapshot.request_id {
         answer.set_id(name, std::mem::replace(&mut ex.request_id, HeaderValue::from_static("")));

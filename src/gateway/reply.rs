@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, response};
 
 use crate::gateway::answer::{ResponseBody, Source};
 use crate::http::h1::Lines;
-use crate::http::headers::{FieldValue, Fields};
+use crate::http::headers::Fields;
 
 /// An answer before the fields that every response gets.
 pub struct Answer {
@@ -39,14 +39,6 @@ impl Answer {
     /// The lines, if all fields are there.
     pub(super) fn all_lines(&mut self) -> Option<&mut Lines> {
         self.lines.as_deref_mut().filter(|_| self.parts.headers.is_empty())
-    }
-
-    /// Sets a field.
-    pub(super) fn set(&mut self, name: &HeaderName, value: FieldValue<'_>) {
-        match self.all_lines() {
-            Some(lines) => lines.set(name, value),
-            None => self.headers().set(name, value),
-        }
     }
 
     /// Sets the request id, which is in the field `name`.

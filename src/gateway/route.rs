@@ -19,8 +19,9 @@ use crate::middleware::auth::{AuthChain, Spent};
 use crate::middleware::cors::Cors;
 use crate::middleware::headers::HeaderRules;
 use crate::middleware::ip_rules::IpRules;
-use crate::middleware::rate_limit::{Decision, RateLimits};
+use crate::middleware::rate_limit::{Decision, PendingCheck, RateLimits};
 use crate::middleware::rewrite::{HostMode, Rewrite};
+use crate::telemetry::access_log::Label;
 use crate::telemetry::metrics::RouteMetrics;
 use crate::upstream::retry::RetryPolicy;
 
@@ -92,8 +93,11 @@ impl Route {
         // Whether it is no longer the time at which the request came.
         let mut late = false;
         // Before auth, so that guessing credentials is limited.
-        if let Some(limits) = &self.limits {
-            late |= decide(limits.check_address(ex, &headers, ex.started), ex).await?;
+        if let Some(limits) = &self.limits
+            && let Some(pending) = undecided(limits.check_address(ex, &headers, ex.started))?
+        {
+            Box::pin(pending.finish(ex)).await?;
+            late = true;
         }
         let credential = match &self.auth {
             Some(auth) => Some(auth.check(ex, &headers).await?),
@@ -101,8 +105,11 @@ impl Route {
         };
         late |= credential.as_ref().is_some_and(Spent::took_time);
         // After auth, since the identity is known now; `global` last, so that refused requests do not eat the shared quota.
-        if let Some(limits) = &self.limits {
-            late |= decide(limits.check_identity(ex, &headers, ex.started), ex).await?;
+        if let Some(limits) = &self.limits
+            && let Some(pending) = undecided(limits.check_identity(ex, &headers, ex.started))?
+        {
+            Box::pin(pending.finish(ex)).await?;
+            late = true;
         }
         // Only now, since limits may count by the credential; and before anything else can see the request.
         if let Some(credential) = credential {
@@ -217,11 +224,17 @@ impl Route {
         }
         match (&self.cors, std::mem::take(&mut cx.cors)) {
             (Some(cors), CorsFields::Ordinary) => match answer.all_lines() {
-                Some(lines) => cors.apply(cx.origin.as_ref(), lines),
-                None => cors.apply(cx.origin.as_ref(), answer.headers()),
+                Some(lines) => cors.apply(cx.origin.as_ref().map(Label::as_bytes), lines),
+                None => cors.apply(cx.origin.as_ref().map(Label::as_bytes), answer.headers()),
             },
             (_, CorsFields::Preflight(fields)) => Cors::apply_preflight(fields, answer.headers()),
             (_, CorsFields::Withheld) | (None, CorsFields::Ordinary) => {}
+        }
+        if let Some(limits) = &self.limits {
+            match answer.all_lines() {
+                Some(lines) => limits.fields(ex, lines),
+                None => limits.fields(ex, answer.headers()),
+            }
         }
     }
 
@@ -246,12 +259,12 @@ fn forwarding<'a>(ex: &'a Exchange, cx: &Context<'_>) -> Forwarding<'a> {
     Forwarding { peer: ex.connection.peer.ip(), trusted: cx.trusted, scheme: ex.scheme, host: ex.host.authority.as_ref() }
 }
 
-/// Whether it took time to decide.
-async fn decide(decision: Decision, ex: &mut Exchange) -> Result<bool, Box<Refusal>> {
+/// What is to be awaited, if limits have not let a request pass yet.
+fn undecided(decision: Decision) -> Result<Option<Box<PendingCheck>>, Box<Refusal>> {
     match decision {
-        Decision::Pass => Ok(false),
+        Decision::Pass => Ok(None),
         Decision::Refused(refusal) => Err(refusal),
-        Decision::Remote(pending) => Box::pin(pending.finish(ex)).await.map(|()| true),
+        Decision::Remote(pending) => Ok(Some(pending)),
     }
 }
 

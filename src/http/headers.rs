@@ -10,7 +10,7 @@ mod survey;
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-pub use edit::{Beside, FieldValue, Fields};
+pub use edit::{Beside, FieldValue, Fields, Ready};
 pub use forwarded::{Added, Forwarding, Usual, effective_scheme, set_forwarded};
 pub use hop_by_hop::{HopByHop, is_hop_by_hop, is_reserved, remove_hop_by_hop};
 pub use protected::ProtectedNames;

@@ -17,6 +17,7 @@ pub mod selector;
 pub mod socket;
 pub mod target;
 pub mod template;
+pub mod text;
 pub mod upgrade;
 pub mod watched;
 pub mod websocket;

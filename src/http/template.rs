@@ -305,6 +305,14 @@ impl HeaderTemplate {
         }))
     }
 
+    /// The value, if it is the same for all requests and not empty.
+    pub fn constant(&self) -> Option<&HeaderValue> {
+        match &self.0 {
+            Kind::Fixed(value) => value.as_ref(),
+            Kind::Filled(_) => None,
+        }
+    }
+
     /// The value for this request, if need be in the memory of `text`. `None` where a value is missing or empty or has control characters:
     /// the field is not sent.
     pub fn render<'v>(&'v self, exchange: &'v Exchange, text: &'v mut Vec<u8>) -> Option<FieldValue<'v>> {

@@ -4,6 +4,8 @@
 //! only without the fields that would let a script read the answer. WebSockets have no such fields, so there a foreign
 //! origin is refused.
 
+use std::sync::LazyLock;
+
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
@@ -13,11 +15,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use crate::config::route::Cors as Config;
 use crate::config::{At, Problems};
 use crate::error::{Reason, Refusal};
-use crate::http::headers::{FieldValue, Fields};
+use crate::http::h1::made::Names;
+use crate::http::headers::{FieldValue, Fields, Ready};
 
 static ANY: HeaderValue = HeaderValue::from_static("*");
 static TRUE: HeaderValue = HeaderValue::from_static("true");
 static BY_ORIGIN: HeaderValue = HeaderValue::from_static("Origin");
+static VARY_BY_ORIGIN: LazyLock<Ready> = LazyLock::new(|| Ready::from_iter([(VARY, BY_ORIGIN.clone())]));
+const VARIES: Names = Names::of(b"vary");
 
 /// The method that a CORS preflight asks about, if the request is one: OPTIONS with `Origin` and
 /// `Access-Control-Request-Method`. Routing uses this method instead of OPTIONS.
@@ -34,9 +39,41 @@ pub struct Cors {
     origins: Origins,
     methods: Option<HeaderValue>,
     headers: AllowHeaders,
-    expose: Option<HeaderValue>,
     credentials: bool,
     max_age: HeaderValue,
+    answers: Answers,
+}
+
+/// What answers to allowed origins get, but for preflights.
+#[derive(Clone, Debug)]
+struct Answers {
+    /// For origins that are sent as browsers write them: all of it.
+    exact: Vec<(Box<str>, Ready)>,
+    /// Where any origin is allowed: all of it.
+    any: Ready,
+    /// What stands beside `Access-Control-Allow-Origin`.
+    beside: Ready,
+}
+
+impl Answers {
+    fn new(origins: &Origins, credentials: bool, expose: Option<&HeaderValue>) -> Self {
+        let credentials = credentials.then(|| (ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE.clone()));
+        let expose = expose.map(|expose| (ACCESS_CONTROL_EXPOSE_HEADERS, expose.clone()));
+        let beside: Vec<_> = credentials.into_iter().chain(expose).collect();
+        let whole = |origin: &HeaderValue| {
+            let origin = (ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+            Ready::from_iter([origin].into_iter().chain(beside.iter().cloned()))
+        };
+        let exact = |pattern: &Pattern| match pattern {
+            Pattern::Exact(origin) => Some((origin.as_str().into(), whole(&HeaderValue::from_str(origin).ok()?))),
+            Pattern::Below { .. } => None,
+        };
+        let exact = match origins {
+            Origins::Any => Vec::new(),
+            Origins::Listed(patterns) => patterns.iter().filter_map(exact).collect(),
+        };
+        Self { exact, any: whole(&ANY), beside: Ready::from_iter(beside) }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -72,13 +109,14 @@ impl Cors {
             Some(names) => compile_list(names, &at.key("headers"), problems, "a header name", is_field).map(AllowHeaders::Listed),
         };
         let expose = compile_list(&config.expose, &at.key("expose"), problems, "a header name", is_field);
+        let (origins, expose) = (origins?, expose?);
         Some(Self {
-            origins: origins?,
             methods: methods?,
             headers: headers?,
-            expose: expose?,
             credentials: config.credentials,
             max_age: HeaderValue::from(config.max_age.get().as_secs()),
+            answers: Answers::new(&origins, config.credentials, expose.as_ref()),
+            origins,
         })
     }
 
@@ -92,8 +130,10 @@ impl Cors {
             Origins::Listed(_) => "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
         };
         answer.insert(VARY, HeaderValue::from_static(vary));
-        if !self.allow(single(headers, &ORIGIN), &mut answer) {
-            return Some(answer);
+        let Some(allowed) = self.allowed(single(headers, &ORIGIN)) else { return Some(answer) };
+        answer.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allowed.clone());
+        if self.credentials {
+            answer.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE.clone());
         }
         if let Some(methods) = &self.methods {
             answer.insert(ACCESS_CONTROL_ALLOW_METHODS, methods.clone());
@@ -140,27 +180,29 @@ impl Cors {
 
     /// Puts the fields of any other answer of the route, errors included, in place of what the upstream sent.
     /// `origin` is the request's `Origin`, kept from before the request went upstream.
-    pub fn apply(&self, origin: Option<&HeaderValue>, response: &mut impl Fields) {
+    pub fn apply(&self, origin: Option<&[u8]>, response: &mut impl Fields) {
         remove_cors_fields(response);
-        if self.allow(origin, response)
-            && let Some(expose) = &self.expose
-        {
-            response.append(&ACCESS_CONTROL_EXPOSE_HEADERS, expose.into());
-        }
-        match self.origins {
-            Origins::Any => {}
-            Origins::Listed(_) => vary_by_origin(response),
+        match &self.origins {
+            Origins::Any => origin.into_iter().for_each(|_| response.append_all(&self.answers.any)),
+            Origins::Listed(_) => {
+                if let Some(origin) = origin {
+                    self.allow(origin, response);
+                }
+                vary_by_origin(response);
+            }
         }
     }
 
-    /// Adds what preflights and other answers share to `answer`, which has none of it; whether the origin is allowed.
-    fn allow(&self, origin: Option<&HeaderValue>, answer: &mut impl Fields) -> bool {
-        let Some(value) = self.allowed(origin) else { return false };
-        answer.append(&ACCESS_CONTROL_ALLOW_ORIGIN, value.into());
-        if self.credentials {
-            answer.append(&ACCESS_CONTROL_ALLOW_CREDENTIALS, (&TRUE).into());
+    /// Adds what lets a listed origin read the answer.
+    fn allow(&self, origin: &[u8], response: &mut impl Fields) {
+        if let Some((_, ready)) = self.answers.exact.iter().find(|(exact, _)| exact.as_bytes() == origin) {
+            return response.append_all(ready);
         }
-        true
+        let Ok(origin) = HeaderValue::from_bytes(origin) else { return };
+        if let Some(allowed) = self.allowed(Some(&origin)) {
+            response.append(&ACCESS_CONTROL_ALLOW_ORIGIN, allowed.into());
+            response.append_all(&self.answers.beside);
+        }
     }
 
     /// The value of `Access-Control-Allow-Origin` for an allowed origin.
@@ -190,8 +232,8 @@ fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderVal
 fn vary_by_origin(response: &mut impl Fields) {
     let covers =
         |line: &[u8]| line.split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|name| name == b"*" || name.eq_ignore_ascii_case(b"origin"));
-    if !response.has(&VARY) {
-        return response.append(&VARY, (&BY_ORIGIN).into());
+    if !response.may_have(VARIES) || !response.has(&VARY) {
+        return response.append_all(&VARY_BY_ORIGIN);
     }
     let mut merged: Vec<u8> = Vec::new();
     for line in response.values_of(&VARY) {

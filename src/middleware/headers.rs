@@ -1,6 +1,7 @@
 //! Header rules: `headers.request` and `headers.response`, level after level, and the `security` fields.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::LazyLock;
 
 use http::header::{REFERRER_POLICY, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS};
 use http::{HeaderName, HeaderValue};
@@ -8,16 +9,22 @@ use http::{HeaderName, HeaderValue};
 use crate::config::route::{HeaderOps, Headers};
 use crate::config::{At, Problems};
 use crate::http::Exchange;
-use crate::http::headers::{Fields, is_reserved};
+use crate::http::h1::made::Names;
+use crate::http::headers::{Fields, Ready, is_reserved};
 use crate::http::template::{Allowed, HeaderTemplate, Param};
 
-static SECURITY: [(HeaderName, HeaderValue); 3] = [
-    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
-    (REFERRER_POLICY, HeaderValue::from_static("strict-origin-when-cross-origin")),
-];
+/// `security` on a connection in clear.
+static SECURITY: LazyLock<Ready> = LazyLock::new(|| {
+    Ready::from_iter([
+        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+        (REFERRER_POLICY, HeaderValue::from_static("strict-origin-when-cross-origin")),
+    ])
+});
 
-static HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
+/// And over TLS.
+static HSTS: LazyLock<Ready> =
+    LazyLock::new(|| Ready::from_iter([(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"))]));
 
 /// The header rules of one route, all levels.
 #[derive(Clone, Debug, Default)]
@@ -29,9 +36,25 @@ pub struct HeaderRules {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Remove(HeaderName),
-    Set(HeaderName, HeaderTemplate),
-    Add(HeaderName, HeaderTemplate),
+    Remove(Field),
+    /// Constants, each name once.
+    SetAll(Ready),
+    Set(Field, HeaderTemplate),
+    Add(Field, HeaderTemplate),
+}
+
+/// A field that a rule changes.
+#[derive(Clone, Debug)]
+struct Field {
+    name: HeaderName,
+    /// The name, as messages are asked for it.
+    names: Names,
+}
+
+impl From<HeaderName> for Field {
+    fn from(name: HeaderName) -> Self {
+        Self { names: Names::of(name.as_str().as_bytes()), name }
+    }
 }
 
 impl HeaderRules {
@@ -65,14 +88,24 @@ impl HeaderRules {
     /// Changes the response that goes to the client: the `security` fields it lacks, then the rules. `https`: the client's side is TLS.
     pub fn response(&self, exchange: &Exchange, fields: &mut impl Fields, https: bool) {
         if self.security {
-            let security = SECURITY.iter().map(|(name, value)| (name, value));
-            for (name, value) in security.chain(https.then_some((&STRICT_TRANSPORT_SECURITY, &HSTS))) {
-                if !fields.has(name) {
-                    fields.append(name, value.into());
-                }
+            fill_up(&SECURITY, fields);
+            if https {
+                fill_up(&HSTS, fields);
             }
         }
         apply(&self.response, exchange, fields);
+    }
+}
+
+/// Adds what is not there.
+fn fill_up(ready: &Ready, fields: &mut impl Fields) {
+    if !fields.may_have(ready.names()) {
+        return fields.append_all(ready);
+    }
+    for (name, value) in ready.iter() {
+        if !fields.has(name) {
+            fields.append(name, value.into());
+        }
     }
 }
 
@@ -80,15 +113,38 @@ fn apply(ops: &[Op], exchange: &Exchange, fields: &mut impl Fields) {
     let mut text = Vec::new();
     for op in ops {
         match op {
-            Op::Remove(name) => fields.remove(name),
+            Op::Remove(field) => {
+                if fields.may_have(field.names) {
+                    fields.remove(&field.name);
+                }
+            }
+            Op::SetAll(ready) if !fields.may_have(ready.names()) => fields.append_all(ready),
+            Op::SetAll(ready) => ready.iter().for_each(|(name, value)| fields.replace(name, Some(value.into()))),
             // Without a value the client's copy goes all the same: nobody may fill a field that the gateway owns.
-            Op::Set(name, value) => fields.replace(name, value.render(exchange, &mut text)),
-            Op::Add(name, value) => {
+            Op::Set(field, value) => {
+                let value = value.render(exchange, &mut text);
+                if fields.may_have(field.names) {
+                    fields.replace(&field.name, value);
+                } else if let Some(value) = value {
+                    fields.append(&field.name, value);
+                }
+            }
+            Op::Add(field, value) => {
                 if let Some(value) = value.render(exchange, &mut text) {
-                    fields.append(name, value);
+                    fields.append(&field.name, value);
                 }
             }
         }
+    }
+}
+
+/// Adds a `set`. Constants that follow each other are put on a message together.
+fn push_set(ops: &mut Vec<Op>, name: HeaderName, value: HeaderTemplate) {
+    let Some(constant) = value.constant() else { return ops.push(Op::Set(name.into(), value)) };
+    match ops.last_mut() {
+        // One that is set again, or whose like is, takes the place of the first.
+        Some(Op::SetAll(ready)) if !ready.names().may_share(Names::of(name.as_str().as_bytes())) => ready.push(name, constant.clone()),
+        Some(_) | None => ops.push(Op::SetAll(Ready::from_iter([(name, constant.clone())]))),
     }
 }
 
@@ -101,13 +157,13 @@ impl Compiler<'_> {
     fn ops(&mut self, written: &HeaderOps, at: &At, ops: &mut Vec<Op>) {
         for (index, name) in written.remove.iter().enumerate() {
             let at = at.key("remove").index(index);
-            ops.extend(self.name(name, &at).map(Op::Remove));
+            ops.extend(self.name(name, &at).map(|name| Op::Remove(name.into())));
         }
-        self.values(&written.set, &at.key("set"), Op::Set, ops);
-        self.values(&written.add, &at.key("add"), Op::Add, ops);
+        self.values(&written.set, &at.key("set"), |name, value| push_set(ops, name, value));
+        self.values(&written.add, &at.key("add"), |name, value| ops.push(Op::Add(name.into(), value)));
     }
 
-    fn values(&mut self, written: &BTreeMap<String, String>, at: &At, op: fn(HeaderName, HeaderTemplate) -> Op, ops: &mut Vec<Op>) {
+    fn values(&mut self, written: &BTreeMap<String, String>, at: &At, mut push: impl FnMut(HeaderName, HeaderTemplate)) {
         let mut seen = HashSet::new();
         for (key, text) in written {
             let at = at.key(key);
@@ -115,7 +171,7 @@ impl Compiler<'_> {
             let value = self.value(text, &at);
             let (Some(name), Some(value)) = (name, value) else { continue };
             if seen.insert(name.clone()) {
-                ops.push(op(name, value));
+                push(name, value);
             } else {
                 report(
                     self.problems,

@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::fields::Span;
 use super::framing::{BodyLength, number};
 use super::made::{self, Made, Names};
-use crate::http::headers::{FieldValue, Fields};
+use crate::http::headers::{FieldValue, Fields, Ready};
 
 /// Most runs of lines that are passed on together. A head has one more than it has lines between them that are left out.
 const RUNS: usize = 5;
@@ -193,7 +193,7 @@ impl Lines {
         self.runs().flat_map(made::lines).chain(self.made.each())
     }
 
-    fn may_have(&self, name: &HeaderName) -> bool {
+    fn may_have_name(&self, name: &HeaderName) -> bool {
         self.names.may_have(name.as_str().as_bytes())
     }
 
@@ -240,27 +240,31 @@ impl Lines {
 }
 
 impl Fields for Lines {
+    fn may_have(&self, names: Names) -> bool {
+        self.names.and(self.made.names()).may_share(names)
+    }
+
     fn has(&self, name: &HeaderName) -> bool {
         let is_it = |line: &[u8]| made::value(line, name.as_str().as_bytes()).is_some();
-        self.may_have(name) && self.runs().flat_map(made::lines).any(is_it) || self.made.has(name)
+        self.may_have_name(name) && self.runs().flat_map(made::lines).any(is_it) || self.made.has(name)
     }
 
     fn values_of<'s>(&'s self, name: &HeaderName) -> impl Iterator<Item = &'s [u8]> {
-        let runs = self.may_have(name).then(|| self.runs().flat_map(made::lines));
+        let runs = self.may_have_name(name).then(|| self.runs().flat_map(made::lines));
         let values = runs.into_iter().flatten().filter_map(|line| made::value(line, name.as_str().as_bytes()));
         values.chain(self.made.values_of(name))
     }
 
     fn remove(&mut self, name: &HeaderName) {
         self.made.remove(name);
-        if self.may_have(name) {
+        if self.may_have_name(name) {
             self.drop_lines(|line| made::value(line, name.as_str().as_bytes()).is_some());
         }
     }
 
     fn replace(&mut self, name: &HeaderName, value: Option<FieldValue<'_>>) {
         self.made.replace(name, None);
-        if self.may_have(name) {
+        if self.may_have_name(name) {
             self.drop_lines(|line| made::is_like(line, name.as_str().as_bytes()));
         }
         if let Some(value) = value {
@@ -277,6 +281,14 @@ impl Fields for Lines {
 
     fn append(&mut self, name: &HeaderName, value: FieldValue<'_>) {
         self.made.append(name, value);
+    }
+
+    fn append_written(&mut self, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+        self.made.append_written(name, write);
+    }
+
+    fn append_all(&mut self, ready: &Ready) {
+        self.made.append_all(ready);
     }
 }
 

@@ -24,42 +24,50 @@ pub struct Names {
 }
 
 impl Names {
+    /// One name, in any case; the same for one that has `_` for `-`.
+    pub const fn of(name: &[u8]) -> Self {
+        let (first, last) = (alike(name.first()), alike(name.last()));
+        Self { whole: bit(name.len(), first, last), first: 1 << (first & 31) }
+    }
+
+    /// These and the others.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { whole: self.whole | other.whole, first: self.first | other.first }
+    }
+
     /// Notes a name, in any case.
     pub fn add(&mut self, name: &[u8]) {
-        let (first, last) = ends(name);
-        self.whole |= bit(name.len(), first, last);
-        self.first |= 1 << (first & 31);
+        *self = self.and(Self::of(name));
     }
 
     /// Whether `name` may be there.
     pub fn may_have(self, name: &[u8]) -> bool {
-        let (first, last) = ends(name);
-        self.whole & bit(name.len(), first, last) != 0
+        self.may_share(Self::of(name))
+    }
+
+    /// Whether a name of the others may be there.
+    pub fn may_share(self, other: Self) -> bool {
+        self.whole & other.whole != 0
     }
 
     /// Whether a name that begins with `prefix` may be there.
     pub fn may_begin(self, prefix: &[u8]) -> bool {
-        self.first & 1 << (ends(prefix).0 & 31) != 0
-    }
-
-    fn join(&mut self, other: Self) {
-        self.whole |= other.whole;
-        self.first |= other.first;
+        self.first & Self::of(prefix).first != 0
     }
 }
 
-/// First and last letter, alike in either case, and for `-` and `_`.
-fn ends(name: &[u8]) -> (u32, u32) {
-    let alike = |letter: Option<&u8>| match letter {
-        Some(b'_') => u32::from(b'-'),
-        Some(letter) => u32::from(letter | 0x20),
+/// A first or last letter, alike in either case, and for `-` and `_`.
+const fn alike(letter: Option<&u8>) -> u32 {
+    match letter {
+        Some(b'_') => b'-' as u32,
+        Some(letter) => (*letter | 0x20) as u32,
         None => 0,
-    };
-    (alike(name.first()), alike(name.last()))
+    }
 }
 
 /// By length and both ends, multiplied so that all of them show in the upper bits (Knuth's multiplicative hashing).
-fn bit(length: usize, first: u32, last: u32) -> u64 {
+const fn bit(length: usize, first: u32, last: u32) -> u64 {
     let key = (length as u32) | first << 8 | last << 16;
     1 << (key.wrapping_mul(0x9E37_79B1) >> 26)
 }
@@ -68,9 +76,37 @@ impl Made {
     /// Writes a line behind the others.
     pub fn push(&mut self, name: &HeaderName, value: &[u8]) {
         let name = name.as_str();
-        self.names.add(name.as_bytes());
-        self.reserve(name.len() + value.len() + 4);
-        field(&mut self.bytes, name, value);
+        let out = self.room(Names::of(name.as_bytes()));
+        field(out, name, value);
+    }
+
+    /// The same, whose value `write` writes: nothing that a field value may not hold.
+    pub fn push_written(&mut self, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+        let name = name.as_str();
+        let out = self.room(Names::of(name.as_bytes()));
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b": ");
+        write(out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    /// Writes lines behind the others that were made before.
+    pub fn put(&mut self, others: &Self) {
+        self.room(others.names).extend_from_slice(&others.bytes);
+    }
+
+    /// Where whole lines of these names are to be written.
+    pub fn room(&mut self, names: Names) -> &mut Vec<u8> {
+        self.names = self.names.and(names);
+        if self.bytes.capacity() == 0 {
+            self.bytes.reserve(ROOM);
+        }
+        &mut self.bytes
+    }
+
+    /// The names that there may be.
+    pub fn names(&self) -> Names {
+        self.names
     }
 
     /// Puts `kept` in front, lines of a message whose names are among `names`.
@@ -79,13 +115,7 @@ impl Made {
         kept.for_each(|line| bytes.extend_from_slice(line));
         bytes.extend_from_slice(&self.bytes);
         self.bytes = bytes;
-        self.names.join(names);
-    }
-
-    fn reserve(&mut self, more: usize) {
-        if self.bytes.capacity() == 0 {
-            self.bytes.reserve(more.max(ROOM));
-        }
+        self.names = self.names.and(names);
     }
 
     /// The lines.
@@ -99,7 +129,7 @@ impl Made {
     }
 
     /// Whether a line of this name may be there.
-    pub fn may_have(&self, name: &HeaderName) -> bool {
+    pub fn may_have_name(&self, name: &HeaderName) -> bool {
         self.names.may_have(name.as_str().as_bytes())
     }
 

@@ -46,8 +46,45 @@ impl<'a> From<&'a HeaderValue> for FieldValue<'a> {
     }
 }
 
+/// Fields that are made once and put on many messages: for maps as they are, for lines as the bytes that they go out as.
+#[derive(Clone, Debug, Default)]
+pub struct Ready {
+    fields: Vec<(HeaderName, HeaderValue)>,
+    made: Made,
+}
+
+impl Ready {
+    /// The names that there may be.
+    pub fn names(&self) -> Names {
+        self.made.names()
+    }
+
+    /// The fields.
+    pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.fields.iter().map(|(name, value)| (name, value))
+    }
+
+    /// Adds a field.
+    pub fn push(&mut self, name: HeaderName, value: HeaderValue) {
+        self.made.push(&name, value.as_bytes());
+        self.fields.push((name, value));
+    }
+}
+
+impl FromIterator<(HeaderName, HeaderValue)> for Ready {
+    fn from_iter<I: IntoIterator<Item = (HeaderName, HeaderValue)>>(fields: I) -> Self {
+        let mut ready = Self::default();
+        fields.into_iter().for_each(|(name, value)| ready.push(name, value));
+        ready
+    }
+}
+
 /// The fields of a message. Names are in lower case, those of the lines in any.
 pub trait Fields {
+    /// Whether there may be a field of one of these names, or of the same but for `-` and `_`. "No" is certain; "yes" is a guess, so that this
+    /// costs next to nothing.
+    fn may_have(&self, names: Names) -> bool;
+
     /// Whether there is a line of this name.
     fn has(&self, name: &HeaderName) -> bool;
 
@@ -67,6 +104,12 @@ pub trait Fields {
     /// Adds a line.
     fn append(&mut self, name: &HeaderName, value: FieldValue<'_>);
 
+    /// Adds a line whose value is written by `write`: nothing that a field value may not hold.
+    fn append_written(&mut self, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>));
+
+    /// Adds lines.
+    fn append_all(&mut self, ready: &Ready);
+
     /// Makes `value` the only line of a field.
     fn set(&mut self, name: &HeaderName, value: FieldValue<'_>) {
         self.remove(name);
@@ -75,6 +118,11 @@ pub trait Fields {
 }
 
 impl Fields for HeaderMap {
+    fn may_have(&self, _names: Names) -> bool {
+        // A map tells exactly, if it is asked for one name.
+        true
+    }
+
     fn has(&self, name: &HeaderName) -> bool {
         self.contains_key(name)
     }
@@ -107,6 +155,18 @@ impl Fields for HeaderMap {
         }
     }
 
+    fn append_written(&mut self, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut text = Vec::new();
+        write(&mut text);
+        Fields::append(self, name, FieldValue::Text(&text));
+    }
+
+    fn append_all(&mut self, ready: &Ready) {
+        for (name, value) in &ready.fields {
+            HeaderMap::append(self, name, value.clone());
+        }
+    }
+
     fn set(&mut self, name: &HeaderName, value: FieldValue<'_>) {
         match value.to_value() {
             Some(value) => drop(self.insert(name, value)),
@@ -116,23 +176,27 @@ impl Fields for HeaderMap {
 }
 
 impl Fields for Made {
+    fn may_have(&self, names: Names) -> bool {
+        self.names().may_share(names)
+    }
+
     fn has(&self, name: &HeaderName) -> bool {
-        self.may_have(name) && self.each().any(|line| value(line, name.as_str().as_bytes()).is_some())
+        self.may_have_name(name) && self.each().any(|line| value(line, name.as_str().as_bytes()).is_some())
     }
 
     fn values_of<'s>(&'s self, name: &HeaderName) -> impl Iterator<Item = &'s [u8]> {
-        let lines = self.may_have(name).then(|| self.each());
+        let lines = self.may_have_name(name).then(|| self.each());
         lines.into_iter().flatten().filter_map(|line| value(line, name.as_str().as_bytes()))
     }
 
     fn remove(&mut self, name: &HeaderName) {
-        if self.may_have(name) {
+        if self.may_have_name(name) {
             self.drop_lines(|line| value(line, name.as_str().as_bytes()).is_some());
         }
     }
 
     fn replace(&mut self, name: &HeaderName, value: Option<FieldValue<'_>>) {
-        if self.may_have(name) {
+        if self.may_have_name(name) {
             self.drop_lines(|line| is_like(line, name.as_str().as_bytes()));
         }
         if let Some(value) = value {
@@ -148,6 +212,14 @@ impl Fields for Made {
 
     fn append(&mut self, name: &HeaderName, value: FieldValue<'_>) {
         self.push(name, value.as_bytes());
+    }
+
+    fn append_written(&mut self, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+        self.push_written(name, write);
+    }
+
+    fn append_all(&mut self, ready: &Ready) {
+        self.put(&ready.made);
     }
 }
 
@@ -188,14 +260,21 @@ impl<'a> Beside<'a> {
         self.made
     }
 
-    fn in_map(&self, name: &HeaderName) -> bool {
-        self.names.may_have(name.as_str().as_bytes())
+    /// Whether a name may be in the map, and whether it may be beside it.
+    fn may_be(&self, name: &HeaderName) -> [bool; 2] {
+        let names = Names::of(name.as_str().as_bytes());
+        [self.names, self.made.names()].map(|own| own.may_share(names))
     }
 }
 
 impl Fields for Beside<'_> {
+    fn may_have(&self, names: Names) -> bool {
+        self.names.and(self.made.names()).may_share(names)
+    }
+
     fn has(&self, name: &HeaderName) -> bool {
-        self.in_map(name) && self.headers.has(name) || self.made.has(name)
+        let [in_map, beside] = self.may_be(name);
+        in_map && self.headers.has(name) || beside && self.made.has(name)
     }
 
     fn values_of<'s>(&'s self, name: &HeaderName) -> impl Iterator<Item = &'s [u8]> {
@@ -203,17 +282,26 @@ impl Fields for Beside<'_> {
     }
 
     fn remove(&mut self, name: &HeaderName) {
-        if self.in_map(name) {
+        let [in_map, beside] = self.may_be(name);
+        if in_map {
             Fields::remove(self.headers, name);
         }
-        self.made.remove(name);
+        if beside {
+            self.made.remove(name);
+        }
     }
 
     fn replace(&mut self, name: &HeaderName, value: Option<FieldValue<'_>>) {
-        if self.in_map(name) {
+        let [in_map, beside] = self.may_be(name);
+        if in_map {
             self.headers.replace(name, None);
         }
-        self.made.replace(name, value);
+        if beside {
+            self.made.replace(name, None);
+        }
+        if let Some(value) = value {
+            self.append(name, value);
+        }
     }
 
     fn remove_prefixed(&mut self, prefix: &str) {
@@ -223,6 +311,14 @@ impl Fields for Beside<'_> {
 
     fn append(&mut self, name: &HeaderName, value: FieldValue<'_>) {
         self.made.append(name, value);
+    }
+
+    fn append_written(&mut self, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+        self.made.append_written(name, write);
+    }
+
+    fn append_all(&mut self, ready: &Ready) {
+        self.made.append_all(ready);
     }
 }
 

@@ -13,11 +13,18 @@ use crate::http::Scheme;
 use crate::http::client_addr::{ipv4_text, unmap};
 use crate::http::h1::Made;
 use crate::http::h1::encode::field;
+use crate::http::h1::made::Names;
 
 static FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 static HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+
+/// All of them.
+const NAMES: Names = Names::of(b"x-forwarded-for")
+    .and(Names::of(b"x-forwarded-proto"))
+    .and(Names::of(b"x-forwarded-host"))
+    .and(Names::of(b"x-forwarded-port"));
 
 /// What [`set_forwarded`] needs to know.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +99,7 @@ impl Added<'_> {
     /// Writes the field lines.
     pub fn write(&self, out: &mut impl BufMut) {
         match self {
-            Self::Usual(usual) => usual.each(|name, value| field(out, name.as_str(), value)),
+            Self::Usual(usual) => usual.write(out),
             Self::Made(made) => out.put_slice(made.as_bytes()),
         }
     }
@@ -107,20 +114,29 @@ impl Usual<'_> {
 
     /// Puts the fields into lines, which have none of them yet.
     pub fn put(&self, made: &mut Made) {
-        self.each(|name, value| made.push(name, value));
+        let id = self.id.map(|(name, _)| Names::of(name.as_str().as_bytes()));
+        self.write(made.room(id.map_or(NAMES, |id| NAMES.and(id))));
     }
 
     #[inline]
-    fn each(&self, mut line: impl FnMut(&HeaderName, &[u8])) {
+    fn write(&self, out: &mut impl BufMut) {
         let (address, length) = address(self.forwarding.peer);
-        line(&FOR, address.get(..length).unwrap_or_default());
-        line(&PROTO, self.forwarding.scheme.as_str().as_bytes());
-        if let Some(host) = self.forwarding.host {
-            line(&HOST, host.as_bytes());
+        out.put_slice(b"x-forwarded-for: ");
+        out.put_slice(address.get(..length).unwrap_or_default());
+        match self.forwarding.scheme {
+            Scheme::Http => out.put_slice(b"\r\nx-forwarded-proto: http\r\n"),
+            Scheme::Https => out.put_slice(b"\r\nx-forwarded-proto: https\r\n"),
         }
-        line(&PORT, self.forwarding.port());
+        if let Some(host) = self.forwarding.host {
+            out.put_slice(b"x-forwarded-host: ");
+            out.put_slice(host.as_bytes());
+            out.put_slice(b"\r\n");
+        }
+        out.put_slice(b"x-forwarded-port: ");
+        out.put_slice(self.forwarding.port());
+        out.put_slice(b"\r\n");
         if let Some((name, id)) = self.id {
-            line(name, id.as_bytes());
+            field(out, name.as_str(), id.as_bytes());
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::{oneshot, watch};
 use super::claims::holds;
 use super::failure::{AuthError, Challenges};
 use super::jwt::{Digest, Jwt, Now, Rejection, digest, unverified_issuer};
-use super::place::{Found, Place};
+use super::place::{Found, Place, text};
 use super::{Authenticator, Authenticators};
 use crate::config::auth::AuthRule;
 use crate::config::{At, Problems};
@@ -228,9 +228,9 @@ impl AuthChain {
                     Found::Malformed => return Decision::Refused { error: AuthError::Malformed, bearer },
                     Found::Value(credential) => credential,
                 };
-                let digest = digest(credential.as_bytes());
+                let digest = digest(&credential);
                 if spot.shared && !spot.takes(authenticator, &credential, &digest, ex.started) {
-                    let error = if unverified_issuer(&credential).is_some() { AuthError::Issuer } else { AuthError::Malformed };
+                    let error = if unverified_issuer(text(&credential)).is_some() { AuthError::Issuer } else { AuthError::Malformed };
                     untaken.get_or_insert(Decision::Refused { error, bearer });
                     continue;
                 }
@@ -243,14 +243,12 @@ impl AuthChain {
 
 impl Spot {
     /// Of several that read this place, a `jwt` takes its own issuer's tokens, and any other kind what no `jwt` takes.
-    fn takes(&self, authenticator: &Authenticator, credential: &str, digest: &Digest, now: Instant) -> bool {
+    fn takes(&self, authenticator: &Authenticator, credential: &[u8], digest: &Digest, now: Instant) -> bool {
+        let issuer = || unverified_issuer(text(credential));
         match authenticator.jwt() {
-            Some(jwt) => jwt.remembered(digest, now).is_some() || unverified_issuer(credential).is_some_and(|issuer| issuer == jwt.issuer),
+            Some(jwt) => jwt.remembered(digest, now).is_some() || issuer().is_some_and(|issuer| issuer == jwt.issuer),
             None if self.rivals.is_empty() => true,
-            None => {
-                let issuer = unverified_issuer(credential);
-                issuer.is_none_or(|issuer| self.rivals.iter().all(|jwt| jwt.issuer != issuer))
-            }
+            None => issuer().is_none_or(|issuer| self.rivals.iter().all(|jwt| jwt.issuer != issuer)),
         }
     }
 }

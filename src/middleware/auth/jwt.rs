@@ -30,10 +30,9 @@ pub(super) type Digest = [u8; 32];
 
 /// SHA-256.
 pub(super) fn digest(bytes: &[u8]) -> Digest {
-    let mut out = Digest::default();
     let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
-    out.iter_mut().zip(hash.as_ref()).for_each(|(to, from)| *to = *from);
-    out
+    // SHA-256 has 32 bytes, so it cannot fail.
+    Digest::try_from(hash.as_ref()).unwrap_or_default()
 }
 
 /// The time, on both clocks: the monotonic one for what is remembered, the calendar for what tokens say.

@@ -43,7 +43,7 @@ use client_cert::ClientCert;
 use errands::Errands;
 use introspection::Introspection;
 use jwt::{Digest, Jwt, Keys, Now, Rejection};
-use place::Place;
+use place::{Place, text};
 
 /// What happens in the background, for logs and metrics.
 pub trait Observer: Send + Sync {
@@ -194,12 +194,12 @@ impl Authenticator {
     }
 
     /// Judges a credential that was read from one of its places, of a request that came at `now`.
-    fn verify(&self, credential: &str, digest: &Digest, now: Instant) -> Answer {
+    fn verify(&self, credential: &[u8], digest: &Digest, now: Instant) -> Answer {
         match &self.kind {
             Kind::Jwt(jwt) => verify_token(jwt, credential, digest, now),
             Kind::ApiKey(keys) => Answer::Now(keys.verify(digest, Now::read().unix)),
-            Kind::Introspection(introspection) => introspection.verify(credential, digest),
-            Kind::Basic(basic) => basic.verify(credential),
+            Kind::Introspection(introspection) => introspection.verify(text(credential), digest),
+            Kind::Basic(basic) => basic.verify(text(credential)),
             Kind::ClientCert(_) => Answer::Now(Err(AuthError::Missing)),
         }
     }
@@ -230,10 +230,11 @@ impl Authenticator {
     }
 }
 
-fn verify_token(jwt: &Arc<Jwt>, token: &str, digest: &Digest, now: Instant) -> Answer {
+fn verify_token(jwt: &Arc<Jwt>, token: &[u8], digest: &Digest, now: Instant) -> Answer {
     if let Some(identity) = jwt.remembered(digest, now) {
         return Answer::Remembered(identity);
     }
+    let token = text(token);
     let now = Now::read();
     let rejection = match jwt.verify(token, digest, &now) {
         Ok(identity) => return Answer::Now(Ok(identity)),

@@ -30,8 +30,8 @@ pub(super) enum Place {
 pub(super) enum Found<'a> {
     /// Nothing, or an empty value.
     Absent,
-    /// A value.
-    Value(Cow<'a, str>),
+    /// A value: UTF-8, of which [`text`] makes a `str`.
+    Value(Cow<'a, [u8]>),
     /// The field was sent twice, or is not text.
     Malformed,
 }
@@ -80,24 +80,31 @@ impl Place {
 /// A field that was sent twice, or is not text.
 struct Unreadable;
 
-fn found(value: Option<&str>) -> Found<'_> {
+/// A value that was found as text. Not made one at once: a credential that is remembered is only hashed.
+pub(super) fn text(value: &[u8]) -> &str {
+    // It was checked when it was found, so it cannot fail; and nobody takes an empty credential.
+    std::str::from_utf8(value).unwrap_or_default()
+}
+
+fn found(value: Option<&[u8]>) -> Found<'_> {
     value.filter(|value| !value.is_empty()).map_or(Found::Absent, |value| Found::Value(Cow::Borrowed(value)))
 }
 
 /// The only line of a field.
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Unreadable> {
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a [u8]>, Unreadable> {
     let mut lines = headers.get_all(name).iter();
     let Some(line) = lines.next() else { return Ok(None) };
     if lines.next().is_some() {
         return Err(Unreadable);
     }
-    line.to_str().map(|text| Some(text.trim())).map_err(|_| Unreadable)
+    let line = line.as_bytes();
+    if line.is_ascii() { Ok(Some(line.trim_ascii())) } else { Err(Unreadable) }
 }
 
-fn after_scheme<'a>(value: &'a str, scheme: &str) -> Option<&'a str> {
-    let (word, rest) = value.split_once(' ')?;
-    let rest = rest.trim();
-    (word.eq_ignore_ascii_case(scheme) && !rest.is_empty()).then_some(rest)
+fn after_scheme<'a>(value: &'a [u8], scheme: &str) -> Option<&'a [u8]> {
+    let (word, rest) = value.split_at_checked(scheme.len())?;
+    let rest = rest.strip_prefix(b" ")?.trim_ascii();
+    (word.eq_ignore_ascii_case(scheme.as_bytes()) && !rest.is_empty()).then_some(rest)
 }
 
 /// The first cookie of the name.
@@ -112,7 +119,7 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Found<'a> {
             let value = value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value);
             return match std::str::from_utf8(value) {
                 Ok("") => Found::Absent,
-                Ok(text) => Found::Value(Cow::Borrowed(text)),
+                Ok(_) => Found::Value(Cow::Borrowed(value)),
                 Err(_) => Found::Malformed,
             };
         }
@@ -153,7 +160,8 @@ fn parameter<'a>(query: Option<&'a str>, name: &str) -> Found<'a> {
         }
         return match form_decode(value) {
             Some(text) if text.is_empty() => Found::Absent,
-            Some(text) => Found::Value(text),
+            Some(Cow::Borrowed(text)) => Found::Value(Cow::Borrowed(text.as_bytes())),
+            Some(Cow::Owned(text)) => Found::Value(Cow::Owned(text.into_bytes())),
             None => Found::Malformed,
         };
     }
@@ -193,7 +201,7 @@ mod tests {
         lines.iter().map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap())).collect()
     }
     fn value(text: &str) -> Found<'_> {
-        Found::Value(Cow::Borrowed(text))
+        Found::Value(Cow::Borrowed(text.as_bytes()))
     }
 
     #[test]
@@ -207,6 +215,9 @@ mod tests {
             ("Bearer", Found::Absent),
             ("Bearer ", Found::Absent),
             ("Bearerabc", Found::Absent),
+            ("Bearer\tabc", Found::Absent),
+            (" Bearer abc", value("abc")),
+            ("bear er abc", Found::Absent),
         ] {
             assert_eq!(bearer.read(&headers(&[("authorization", line)]), None), expected, "{line}");
         }

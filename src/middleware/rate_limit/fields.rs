@@ -1,17 +1,18 @@
 //! What a client learns about limits: the fields of draft-ietf-httpapi-ratelimit-headers, and the 429.
 
-use std::io::Write;
-
 use http::{HeaderName, HeaderValue, header};
 
 use super::gcra::Standing;
 use super::{Limit, RateLimits};
 use crate::error::{Reason, Refusal};
 use crate::http::exchange::{Exchange, RateFields};
-use crate::http::headers::FieldValue;
+use crate::http::h1::made::Names;
+use crate::http::headers::{Fields, Ready};
+use crate::units::push_decimal;
 
 static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const NAMES: Names = Names::of(b"ratelimit-policy").and(Names::of(b"ratelimit"));
 
 /// Registered for draft-ietf-httpapi-ratelimit-headers.
 const PROBLEM_TYPE: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
@@ -32,7 +33,7 @@ pub(super) fn quoted(name: &str) -> String {
 }
 
 /// `policies[n]` is `RateLimit-Policy` when the first n + 1 limits were evaluated.
-pub(super) fn policies(limits: &[Limit]) -> Vec<HeaderValue> {
+pub(super) fn policies(limits: &[Limit]) -> Vec<Ready> {
     let mut text = String::new();
     let mut policies = Vec::with_capacity(limits.len());
     for limit in limits {
@@ -41,27 +42,9 @@ pub(super) fn policies(limits: &[Limit]) -> Vec<HeaderValue> {
         }
         text.push_str(&limit.policy);
         // `quoted` leaves printable ASCII only, so this cannot fail.
-        policies.extend(HeaderValue::from_str(&text));
+        policies.extend(HeaderValue::from_str(&text).map(|policy| Ready::from_iter([(RATELIMIT_POLICY.clone(), policy)])));
     }
     policies
-}
-
-/// Longest decimal of a `u64`.
-const DIGITS: usize = 20;
-
-/// Writes a decimal; whether it fits. This runs on every request, and `write!` takes several times as long.
-fn write_number(text: &mut &mut [u8], mut number: u64) -> bool {
-    let mut digits = [b'0'; DIGITS];
-    let mut count = 0;
-    for digit in digits.iter_mut().rev() {
-        *digit = b'0' + (number % 10) as u8;
-        number /= 10;
-        count += 1;
-        if number == 0 {
-            break;
-        }
-    }
-    text.write_all(digits.get(DIGITS - count..).unwrap_or_default()).is_ok()
 }
 
 /// The limits evaluated so far for one request: how many, and the one with the least left.
@@ -118,25 +101,24 @@ impl Tally {
 }
 
 impl RateLimits {
-    /// Gives the fields that say what the limits evaluated for a request have left.
-    pub fn fields(&self, ex: &Exchange, mut put: impl FnMut(&HeaderName, FieldValue<'_>)) {
+    /// Sets the fields that say what the limits evaluated for a request have left.
+    pub fn fields(&self, ex: &Exchange, fields: &mut impl Fields) {
         let inner = &self.0;
-        let Some(fields) = &ex.rate_fields else { return };
-        let policy = fields.evaluated.checked_sub(1).and_then(|last| inner.policies.get(last));
-        let (Some(limit), Some(policy)) = (inner.limits.get(fields.scarcest), policy) else { return };
-        let standing = Standing { left: fields.left, burst: fields.burst, wait: fields.wait };
-        let mut buffer = [0_u8; 320];
-        let mut rest = &mut buffer[..];
-        let fits = rest.write_all(limit.label.as_bytes()).is_ok()
-            && write_number(&mut rest, standing.left)
-            && rest.write_all(b";t=").is_ok()
-            && write_number(&mut rest, standing.wait_seconds());
-        let free = rest.len();
-        let written = buffer.get(..buffer.len() - free).unwrap_or_default();
-        // Names are checked at load, so it does fit; `quoted` leaves printable ASCII only.
-        if fits {
-            put(&RATELIMIT_POLICY, policy.into());
-            put(&RATELIMIT, FieldValue::Text(written));
+        let Some(known) = &ex.rate_fields else { return };
+        let policy = known.evaluated.checked_sub(1).and_then(|last| inner.policies.get(last));
+        let (Some(limit), Some(policy)) = (inner.limits.get(known.scarcest), policy) else { return };
+        let standing = Standing { left: known.left, burst: known.burst, wait: known.wait };
+        if fields.may_have(NAMES) {
+            fields.remove(&RATELIMIT_POLICY);
+            fields.remove(&RATELIMIT);
         }
+        fields.append_all(policy);
+        // `quoted` leaves printable ASCII only.
+        fields.append_written(&RATELIMIT, |text| {
+            text.extend_from_slice(limit.label.as_bytes());
+            push_decimal(standing.left, text);
+            text.extend_from_slice(b";t=");
+            push_decimal(standing.wait_seconds(), text);
+        });
     }
 }

@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 
 pub use buckets::{Buckets, MAX_KEYS};
 pub use compile::Step;
@@ -38,6 +38,7 @@ pub use store::{Store, StoreObserver};
 
 use crate::error::Refusal;
 use crate::http::exchange::Exchange;
+use crate::http::headers::Ready;
 use crate::http::selector::{IpKey, selector_value};
 use crate::units::Selector;
 use fields::Tally;
@@ -56,7 +57,7 @@ struct Inner {
     /// How many of them belong to the first step.
     by_address: usize,
     /// `policies[n]`: the field when n + 1 limits were evaluated.
-    policies: Vec<HeaderValue>,
+    policies: Vec<Ready>,
     registry: Arc<Registry>,
 }
 
@@ -91,7 +92,7 @@ pub enum Decision {
     /// 429.
     Refused(Box<Refusal>),
     /// A store has to be asked: await [`PendingCheck::finish`].
-    Remote(PendingCheck),
+    Remote(Box<PendingCheck>),
 }
 
 /// A request's bucket under one limit.
@@ -125,7 +126,10 @@ impl RateLimits {
             let outcome = match limit.store_to_ask(&tally) {
                 Some(store) => match store.denied(key.shared, nanos) {
                     Some(used) => Err(limit.quota.standing(used)),
-                    None => return Decision::Remote(PendingCheck::new(inner.clone(), index..step.end, tally, ex, headers, nanos)),
+                    None => {
+                        let pending = PendingCheck::new(inner.clone(), index..step.end, tally, ex, headers, nanos);
+                        return Decision::Remote(Box::new(pending));
+                    }
                 },
                 None => limit.decide_locally(&inner.registry.buckets, key, nanos),
             };
@@ -142,6 +146,9 @@ impl RateLimits {
 impl Limit {
     /// The request's bucket: the first selector present, and which one it was; none present: its address.
     fn key(&self, ex: &Exchange, headers: &HeaderMap) -> Key {
+        if let (Local::Single(_), None) = (&self.local, &self.shared) {
+            return Key { local: 0, shared: 0 };
+        }
         for (index, selector) in (0_u8..).zip(&self.by) {
             if let Some(value) = selector_value(selector, ex, headers) {
                 return self.key_of(index, &value);

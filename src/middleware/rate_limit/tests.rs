@@ -67,8 +67,10 @@ fn refusal(decision: Decision) -> Option<Box<Refusal>> {
 
 /// `RateLimit-Policy` and `RateLimit`.
 pub(super) fn rate_fields(limits: &RateLimits, ex: &Exchange) -> (String, String) {
-    let mut found = Vec::new();
-    limits.fields(ex, |name, value| found.push((name.to_string(), String::from_utf8(value.as_bytes().to_vec()).unwrap())));
+    let mut map = HeaderMap::new();
+    limits.fields(ex, &mut map);
+    let text = |value: &http::HeaderValue| value.to_str().unwrap().to_owned();
+    let found: Vec<_> = map.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
     let [(policy, policies), (limit, left)] = <[_; 2]>::try_from(found).unwrap();
     assert_eq!((policy.as_str(), limit.as_str()), ("ratelimit-policy", "ratelimit"));
     (policies, left)

@@ -2,10 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use http::header::{HOST, REFERER, USER_AGENT};
-use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Version};
 
 use super::Label;
@@ -16,10 +14,10 @@ use crate::telemetry::time::since_1970;
 /// One request, when it has ended. All clones into it are cheap; what is `None` is left out of the line.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// When it began.
-    pub time: SystemTime,
+    /// When it began, since 1970.
+    pub time: Duration,
     /// Its id.
-    pub request_id: HeaderValue,
+    pub request_id: Label,
     /// The client address, after trusted proxies.
     pub client_ip: IpAddr,
     /// The connection's remote address.
@@ -29,9 +27,9 @@ pub struct Entry {
     /// Scheme in effect.
     pub scheme: Scheme,
     /// `Host` or `:authority` as received.
-    pub host: Option<HeaderValue>,
+    pub host: Option<Label>,
     /// Path and query as received.
-    pub target: PathAndQuery,
+    pub target: Label,
     /// Protocol of the client's request.
     pub protocol: Version,
     /// The status sent.
@@ -69,9 +67,9 @@ pub struct Entry {
     /// TLS version as `TLSv1.3`.
     pub tls: Option<&'static str>,
     /// `User-Agent`.
-    pub user_agent: Option<HeaderValue>,
+    pub user_agent: Option<Label>,
     /// `Referer`.
-    pub referer: Option<HeaderValue>,
+    pub referer: Option<Label>,
     /// Names of query parameters that carry credentials (decoded); their values are logged as `***`.
     pub secret_query: Option<Arc<[String]>>,
 }
@@ -81,15 +79,14 @@ impl Entry {
     pub fn begin(ex: &Exchange, headers: &HeaderMap, secret_query: Option<Arc<[String]>>) -> Self {
         let [host, user_agent, referer] = logged(headers);
         Self {
-            time: SystemTime::UNIX_EPOCH + since_1970(ex.started),
-            // To share what is in memory of its own would cost more than to copy it.
-            request_id: HeaderValue::from_bytes(ex.request_id.as_bytes()).unwrap_or_else(|_| ex.request_id.clone()),
+            time: since_1970(ex.started),
+            request_id: Label::from(&ex.request_id),
             client_ip: ex.client_ip,
             peer: ex.connection.peer,
             method: ex.method.clone(),
             scheme: ex.scheme,
             host,
-            target: ex.target.clone(),
+            target: Label::from(&ex.target),
             protocol: ex.version,
             status: 0,
             reason: None,
@@ -116,17 +113,20 @@ impl Entry {
 }
 
 /// `Host`, `User-Agent` and `Referer`, the first of each, in one pass: each look-up would hash.
-fn logged(headers: &HeaderMap) -> [Option<HeaderValue>; 3] {
+fn logged(headers: &HeaderMap) -> [Option<Label>; 3] {
     let mut found = [None, None, None];
     let [host, user_agent, referer] = &mut found;
     for (name, value) in headers {
-        let place = match *name {
-            HOST => &mut *host,
-            USER_AGENT => &mut *user_agent,
-            REFERER => &mut *referer,
+        // As text, since its length tells most names apart.
+        let place = match name.as_str() {
+            "host" => &mut *host,
+            "user-agent" => &mut *user_agent,
+            "referer" => &mut *referer,
             _ => continue,
         };
-        place.get_or_insert_with(|| value.clone());
+        if place.is_none() {
+            *place = Some(Label::from(value));
+        }
     }
     found
 }

@@ -32,20 +32,27 @@ pub fn plain(byte: u8) -> bool {
 
 /// Whether all bytes stand for themselves, eight at a time.
 fn all_plain(bytes: &[u8]) -> bool {
+    // Of what does not fill a word the last bytes are looked at, some of them once more.
+    if let Some(last) = bytes.last_chunk::<8>() {
+        let (words, _) = bytes.as_chunks::<8>();
+        return words.iter().fold(dirt(last), |found, word| found | dirt(word)) == 0;
+    }
+    if let (Some([a, b, c, d]), Some([e, f, g, h])) = (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
+        return dirt(&[*a, *b, *c, *d, *e, *f, *g, *h]) == 0;
+    }
+    bytes.iter().all(|byte| plain(*byte))
+}
+
+/// Zero if each of eight bytes stands for itself: the high bits of those that do not, and perhaps of bytes behind them, which they carry to or
+/// borrow from (Anderson, "Bit Twiddling Hacks").
+fn dirt(word: &[u8; 8]) -> u64 {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGH: u64 = ONES << 7;
-    let (words, rest) = bytes.as_chunks::<8>();
-    let last = bytes.last_chunk::<8>();
-    // A byte below `n` borrows its own high bit (Anderson, "Bit Twiddling Hacks"); which one of them it was may be wrong, that there is one is not.
-    let below = |word: u64, n: u8| word.wrapping_sub(ONES * u64::from(n)) & !word;
-    let is_clean = |word: &[u8; 8]| {
-        let word = u64::from_ne_bytes(*word);
-        let beyond = word | word.wrapping_add(ONES);
-        let dirty = beyond | below(word, b' ') | below(word ^ (ONES * u64::from(b'"')), 1) | below(word ^ (ONES * u64::from(b'\\')), 1);
-        dirty & HIGH == 0
-    };
-    // Of what does not fill a word the last eight bytes are looked at, some of them once more.
-    words.iter().all(is_clean) && last.map_or_else(|| rest.iter().all(|byte| plain(*byte)), is_clean)
+    let all = |byte: u8| ONES * u64::from(byte);
+    let word = u64::from_ne_bytes(*word);
+    let beyond = word | word.wrapping_add(ONES);
+    let control = word.wrapping_sub(all(b' '));
+    let [quote, backslash] = [b'"', b'\\'].map(|special| (word ^ all(special)).wrapping_sub(ONES));
+    (beyond | control | quote | backslash) & all(0x80)
 }
 
 fn escape_ascii(byte: u8, out: &mut Vec<u8>) {
@@ -115,12 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn eight_bytes_at_once_are_judged_as_each_of_them() {
+    fn many_bytes_at_once_are_judged_as_each_of_them() {
         for byte in 0..=u8::MAX {
             for place in 0..11 {
                 let mut bytes = *b"~ a~ b~ c~ ";
                 bytes[place] = byte;
-                assert_eq!(all_plain(&bytes), plain(byte), "{byte} at {place}");
+                for length in place + 1..=bytes.len() {
+                    assert_eq!(all_plain(&bytes[..length]), plain(byte), "{byte} at {place} of {length}");
+                }
             }
         }
     }

@@ -1,16 +1,19 @@
 //! One entry as a line, written straight into a buffer: no allocation but the buffer's own.
+//!
+//! There is code for each form, so that keys and quotes are constants, which take a store or two where text of any length takes a call.
 
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
 
-use http::{HeaderValue, Version};
+use http::Version;
 
 use super::escape::{escape, plain};
 use super::{Entry, Format, Label};
 use crate::http::client_addr::ipv4_text;
 use crate::telemetry::time::Stamp;
+use crate::units::push_decimal;
 
 /// A key as it stands in front of its value.
 #[derive(Clone, Copy)]
@@ -33,59 +36,65 @@ macro_rules! key {
 
 /// Appends the line of `entry`, its newline included.
 pub fn write(entry: &Entry, format: Format, stamp: &mut Stamp, out: &mut Vec<u8>) {
-    let mut line = Line { out, format };
-    line.begin(entry, stamp);
-    line.client(entry);
-    line.outcome(entry);
-    line.rest(entry);
-    line.end();
+    match format {
+        Format::Json => Line::<true> { out }.write(entry, stamp),
+        Format::Text => Line::<false> { out }.write(entry, stamp),
+    }
 }
 
-struct Line<'a> {
+/// A line in JSON or in text.
+struct Line<'a, const JSON: bool> {
     out: &'a mut Vec<u8>,
-    format: Format,
 }
 
-impl Line<'_> {
+impl<const JSON: bool> Line<'_, JSON> {
+    fn write(&mut self, entry: &Entry, stamp: &mut Stamp) {
+        let target = entry.target.as_bytes();
+        let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+        let query = target.get(path.len() + 1..).unwrap_or_default();
+        self.begin(entry, path, stamp);
+        self.client(entry, path, query);
+        self.outcome(entry);
+        self.rest(entry);
+        self.end();
+    }
+
     /// What stands in front: the time; in text also method, path and status, without keys.
-    fn begin(&mut self, entry: &Entry, stamp: &mut Stamp) {
-        match self.format {
-            Format::Json => {
-                self.out.extend_from_slice(b"{\"time\":\"");
-                stamp.write(entry.time, self.out);
-                self.out.push(b'"');
-            }
-            Format::Text => {
-                stamp.write(entry.time, self.out);
-                for value in [entry.method.as_str(), entry.target.path()] {
-                    self.out.push(b' ');
-                    self.quoted_if_needed(value.as_bytes(), |out| escape(value.as_bytes(), out));
-                }
+    fn begin(&mut self, entry: &Entry, path: &[u8], stamp: &mut Stamp) {
+        if JSON {
+            self.out.extend_from_slice(b"{\"time\":\"");
+            stamp.write(entry.time, self.out);
+            self.out.push(b'"');
+        } else {
+            stamp.write(entry.time, self.out);
+            for value in [entry.method.as_str().as_bytes(), path] {
                 self.out.push(b' ');
-                number(entry.status.into(), self.out);
+                self.quoted_if_needed(value, |out| escape(value, out));
             }
+            self.out.push(b' ');
+            push_decimal(entry.status.into(), self.out);
         }
     }
 
-    fn client(&mut self, entry: &Entry) {
+    fn client(&mut self, entry: &Entry, path: &[u8], query: &[u8]) {
         // What a client may send as an id needs no escapes.
         self.plain(key!("request_id"), entry.request_id.as_bytes());
         let address = self.bare(key!("client_ip"), |out| ip(entry.client_ip, out));
         let same = entry.peer.ip() == entry.client_ip;
         self.bare(key!("peer"), |out| socket(entry.peer, same.then_some(address), out));
-        if self.format == Format::Json {
+        if JSON {
             self.plain(key!("method"), entry.method.as_str().as_bytes());
         }
         self.plain(key!("scheme"), entry.scheme.as_str().as_bytes());
-        self.header(key!("host"), entry.host.as_ref());
-        if self.format == Format::Json {
-            self.text(key!("path"), Some(entry.target.path()));
+        self.label(key!("host"), entry.host.as_ref());
+        if JSON {
+            self.bytes(key!("path"), path);
         }
-        if let Some(query) = entry.target.query().filter(|query| !query.is_empty()) {
-            self.scrubbed(key!("query"), query.as_bytes(), 0, entry.secret_query.as_deref().unwrap_or_default());
+        if !query.is_empty() {
+            self.scrubbed(key!("query"), query, 0, entry.secret_query.as_deref().unwrap_or_default());
         }
         self.plain(key!("protocol"), protocol(entry.protocol).as_bytes());
-        if self.format == Format::Json {
+        if JSON {
             self.number(key!("status"), entry.status.into());
         }
     }
@@ -110,14 +119,20 @@ impl Line<'_> {
         self.number(key!("bytes_in"), entry.bytes_in);
         self.number(key!("bytes_out"), entry.bytes_out);
         self.key(key!("complete"));
-        self.out.extend_from_slice(if entry.complete { b"true" } else { b"false" });
-        self.header(key!("parts"), entry.parts.as_ref());
+        if entry.complete {
+            self.out.extend_from_slice(b"true");
+        } else {
+            self.out.extend_from_slice(b"false");
+        }
+        if let Some(parts) = &entry.parts {
+            self.bytes(key!("parts"), parts.as_bytes());
+        }
         if let Some(status) = entry.grpc_status {
             self.number(key!("grpc_status"), status.into());
         }
         self.text(key!("tls"), entry.tls);
-        self.header(key!("user_agent"), entry.user_agent.as_ref());
-        if let Some(referer) = entry.referer.as_ref().map(HeaderValue::as_bytes) {
+        self.label(key!("user_agent"), entry.user_agent.as_ref());
+        if let Some(referer) = entry.referer.as_ref().map(Label::as_bytes) {
             // A page whose address has a credential is the referrer of what it loads.
             let query = referer.iter().position(|byte| *byte == b'?').map_or(referer.len(), |at| at + 1);
             self.scrubbed(key!("referer"), referer, query, entry.secret_query.as_deref().unwrap_or_default());
@@ -125,76 +140,69 @@ impl Line<'_> {
     }
 
     fn end(&mut self) {
-        self.out.extend_from_slice(match self.format {
-            Format::Json => b"}\n",
-            Format::Text => b"\n",
-        });
+        self.out.extend_from_slice(if JSON { b"}\n" } else { b"\n" });
     }
 
+    #[inline]
     fn key(&mut self, key: Key) {
-        self.out.extend_from_slice(match self.format {
-            Format::Json => key.json,
-            Format::Text => key.text,
-        });
+        self.out.extend_from_slice(if JSON { key.json } else { key.text });
     }
 
     /// A value that needs no escapes and no quotes in text, as it is written by `write`; says where it stands.
+    #[inline]
     fn bare(&mut self, key: Key, write: impl FnOnce(&mut Vec<u8>)) -> Range<usize> {
         let start = self.open(key);
         write(self.out);
         let end = self.out.len();
-        if self.format == Format::Json {
+        if JSON {
             self.out.push(b'"');
         }
         start..end
     }
 
     /// The key, and in JSON the quote of a string; says where the value begins.
+    #[inline]
     fn open(&mut self, key: Key) -> usize {
-        self.out.extend_from_slice(match self.format {
-            Format::Json => key.json_text,
-            Format::Text => key.text,
-        });
+        self.out.extend_from_slice(if JSON { key.json_text } else { key.text });
         self.out.len()
     }
 
     /// A value that needs no escapes.
+    #[inline]
     fn plain(&mut self, key: Key, value: &[u8]) {
         self.value(key, value, |out| out.extend_from_slice(value));
     }
 
+    #[inline]
     fn number(&mut self, key: Key, value: u64) {
         self.key(key);
-        number(value, self.out);
+        push_decimal(value, self.out);
     }
 
     /// Milliseconds with three decimals.
+    #[inline]
     fn millis(&mut self, key: Key, duration: Duration) {
-        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        self.number(key, micros / 1000);
-        let decimals = micros % 1000;
-        let digit = |of: u64| b'0' + (of % 10) as u8;
+        self.number(key, duration.as_secs().saturating_mul(1000).saturating_add(duration.subsec_millis().into()));
+        let decimals = duration.subsec_micros() % 1000;
+        let digit = |of: u32| b'0' + (of % 10) as u8;
         self.out.extend_from_slice(&[b'.', digit(decimals / 100), digit(decimals / 10), digit(decimals)]);
     }
 
-    fn header(&mut self, key: Key, value: Option<&HeaderValue>) {
-        if let Some(value) = value {
-            self.bytes(key, value.as_bytes());
-        }
-    }
-
+    #[inline]
     fn label(&mut self, key: Key, value: Option<&Label>) {
         if let Some(value) = value {
             self.bytes(key, value.as_bytes());
         }
     }
 
+    #[inline]
     fn text(&mut self, key: Key, value: Option<&str>) {
         if let Some(value) = value {
             self.bytes(key, value.as_bytes());
         }
     }
 
+    #[inline]
     fn bytes(&mut self, key: Key, value: &[u8]) {
         self.value(key, value, |out| escape(value, out));
     }
@@ -208,14 +216,14 @@ impl Line<'_> {
         });
     }
 
+    #[inline]
     fn value(&mut self, key: Key, raw: &[u8], write: impl FnOnce(&mut Vec<u8>)) {
         self.open(key);
-        match self.format {
-            Format::Json => {
-                write(self.out);
-                self.out.push(b'"');
-            }
-            Format::Text => self.quoted_if_needed(raw, write),
+        if JSON {
+            write(self.out);
+            self.out.push(b'"');
+        } else {
+            self.quoted_if_needed(raw, write);
         }
     }
 
@@ -285,20 +293,6 @@ fn protocol(version: Version) -> &'static str {
     }
 }
 
-fn number(mut value: u64, out: &mut Vec<u8>) {
-    let mut digits = [0; 20];
-    let mut at = digits.len();
-    for digit in digits.iter_mut().rev() {
-        at -= 1;
-        *digit = b'0' + (value % 10) as u8;
-        value /= 10;
-        if value == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(digits.get(at..).unwrap_or_default());
-}
-
 fn ip(address: IpAddr, out: &mut Vec<u8>) {
     match address {
         IpAddr::V4(address) => {
@@ -322,7 +316,7 @@ fn socket(address: SocketAddr, known: Option<Range<usize>>, out: &mut Vec<u8>) {
         None => ip(address.ip(), out),
     }
     out.extend_from_slice(if address.is_ipv6() { b"]:" } else { b":" });
-    number(address.port().into(), out);
+    push_decimal(address.port().into(), out);
 }
 
 #[cfg(test)]

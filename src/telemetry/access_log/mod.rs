@@ -6,7 +6,6 @@
 
 mod entry;
 mod escape;
-mod label;
 mod line;
 mod queue;
 mod sink;
@@ -18,11 +17,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use self::entry::Entry;
-pub use self::label::Label;
 use self::queue::Queue;
 use self::sink::Sink;
 use super::time::Stamp;
 use crate::config::server::{Log, LogFormat};
+pub use crate::http::text::Text as Label;
 
 /// Form of the lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,5 @@
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
-use std::time::SystemTime;
 
 use http::{HeaderValue, Method, Version};
 
@@ -11,14 +10,14 @@ const LONG: Duration = Duration::from_secs(30);
 
 pub(super) fn entry() -> Entry {
     Entry {
-        time: SystemTime::UNIX_EPOCH,
-        request_id: HeaderValue::from_static("id-1"),
+        time: Duration::ZERO,
+        request_id: Label::from(&HeaderValue::from_static("id-1")),
         client_ip: [203, 0, 113, 9].into(),
         peer: "[::1]:4711".parse().unwrap(),
         method: Method::GET,
         scheme: Scheme::Https,
         host: None,
-        target: "/".parse().unwrap(),
+        target: Label::from(&HeaderValue::from_static("/")),
         protocol: Version::HTTP_11,
         status: 200,
         reason: None,
@@ -44,7 +43,7 @@ pub(super) fn entry() -> Entry {
 }
 
 fn numbered(number: usize) -> Entry {
-    Entry { request_id: HeaderValue::from(number), ..entry() }
+    Entry { request_id: Label::from(&HeaderValue::from(number)), ..entry() }
 }
 
 fn options(path: &Path) -> Options {

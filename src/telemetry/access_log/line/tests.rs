@@ -1,6 +1,7 @@
 use std::sync::Arc;
-use std::time::SystemTime;
 
+use http::HeaderValue;
+use http::uri::PathAndQuery;
 use serde_json::{Value, json};
 
 use super::*;
@@ -9,6 +10,14 @@ use crate::telemetry::access_log::tests::entry;
 
 fn label(name: &str) -> Option<Label> {
     Some(Label::from(&Arc::from(name)))
+}
+
+fn value(bytes: &[u8]) -> Option<Label> {
+    Some(Label::from(&HeaderValue::from_bytes(bytes).unwrap()))
+}
+
+fn target(bytes: &[u8]) -> Label {
+    Label::from(&PathAndQuery::try_from(bytes).unwrap())
 }
 
 fn line(entry: &Entry, format: Format) -> String {
@@ -22,9 +31,9 @@ fn line(entry: &Entry, format: Format) -> String {
 
 fn full() -> Entry {
     Entry {
-        time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_763_690_700_123),
-        host: Some(HeaderValue::from_static("api.example.com")),
-        target: "/a%20b?x=1&Key=s3cret&key=&k%65y=s3cret&other".parse().unwrap(),
+        time: Duration::from_millis(1_763_690_700_123),
+        host: value(b"api.example.com"),
+        target: target(b"/a%20b?x=1&Key=s3cret&key=&k%65y=s3cret&other"),
         protocol: Version::HTTP_2,
         status: 502,
         reason: Some(Reason::AggregateFailed),
@@ -42,8 +51,8 @@ fn full() -> Entry {
         parts: Some(HeaderValue::from_static("user=200, ads=timeout")),
         grpc_status: Some(14),
         tls: Some("TLSv1.3"),
-        user_agent: Some(HeaderValue::from_static("curl/8.5.0")),
-        referer: Some(HeaderValue::from_static("https://x/?key=s3cret&a=1")),
+        user_agent: value(b"curl/8.5.0"),
+        referer: value(b"https://x/?key=s3cret&a=1"),
         secret_query: Some(Arc::from(["key".to_owned()])),
         ..entry()
     }
@@ -111,9 +120,9 @@ fn hostile_values_stay_one_line_and_decode_to_what_was_sent() {
     let hostile = "x\u{1b}[2Ja\" \\\u{2028}\u{202e}=ü";
     let entry = Entry {
         user: label(&format!("{hostile}\r\n")),
-        user_agent: Some(HeaderValue::from_bytes(hostile.replace('\u{1b}', "\t").as_bytes()).unwrap()),
-        host: Some(HeaderValue::from_bytes(b"a\xff\tb").unwrap()),
-        target: http::uri::PathAndQuery::try_from("/\u{2028}\"?q={\u{9b}".as_bytes()).unwrap(),
+        user_agent: value(hostile.replace('\u{1b}', "\t").as_bytes()),
+        host: value(b"a\xff\tb"),
+        target: target("/\u{2028}\"?q={\u{9b}".as_bytes()),
         ..entry()
     };
     let value: Value = serde_json::from_str(&line(&entry, Format::Json)).unwrap();
@@ -140,15 +149,6 @@ fn only_the_named_parameters_are_hidden() {
     assert_eq!(hidden("a+b=1&a%20b=2&a%2=3&&=4", &["a b", "%"]), "a+b=***&a%20b=***&a%2=3&&=4");
     assert_eq!(hidden("key=a=b", &["key"]), "key=***");
     assert_eq!(hidden("x=1#f&%6b%65%79=2", &["key", "token"]), "x=1#f&%6b%65%79=***");
-}
-
-#[test]
-fn numbers_are_written_in_full() {
-    for value in [0, 7, 10, 99, 100, 65_535, u64::MAX] {
-        let mut out = Vec::new();
-        number(value, &mut out);
-        assert_eq!(String::from_utf8(out).unwrap(), value.to_string());
-    }
 }
 
 #[test]
