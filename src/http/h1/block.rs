@@ -20,7 +20,8 @@ pub const LEAST: usize = 4 << 10;
 const COPIED: usize = 1 << 10;
 
 thread_local! {
-    static SHARED: Cell<BytesMut> = Cell::new(BytesMut::new());
+    /// `None` before the first read, and while it is lent.
+    static SHARED: Cell<Option<BytesMut>> = const { Cell::new(None) };
 }
 
 /// What a read brought.
@@ -47,7 +48,7 @@ pub fn poll_read(io: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut, cx: &
             buffer.unsplit(news);
         }
     }
-    SHARED.set(block);
+    SHARED.set(Some(block));
     read
 }
 
@@ -61,7 +62,7 @@ pub fn poll_lend(io: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut, cx: &
     let read = poll_into(io, &mut block, cx);
     match &read {
         Poll::Ready(Ok(Read { bytes: 1.., .. })) => *buffer = block,
-        Poll::Ready(Ok(_) | Err(_)) | Poll::Pending => SHARED.set(block),
+        Poll::Ready(Ok(_) | Err(_)) | Poll::Pending => SHARED.set(Some(block)),
     }
     read
 }
@@ -77,12 +78,12 @@ pub fn give_back(buffer: &mut BytesMut) {
         }
         _ => *buffer = block.split(),
     }
-    SHARED.set(block);
+    SHARED.set(Some(block));
 }
 
 /// The block, with room in it. Where nobody has any slice of it, it is used again.
 fn take() -> BytesMut {
-    let mut block = SHARED.take();
+    let mut block = SHARED.take().unwrap_or_default();
     if block.capacity() < LEAST {
         block.reserve(BLOCK);
     }

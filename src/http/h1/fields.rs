@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use httparse::Status;
 
 use super::lines::Lines;
-use super::plain::{self, Key, Next};
+use super::plain::{self, Next};
 use crate::http::headers::Survey;
 
 /// Fields that are parsed into an array on the stack; heads with more are parsed once more, into one on the heap.
@@ -20,7 +20,7 @@ const SLICE: usize = 4 << 10;
 /// Most bytes of empty lines before a request line (RFC 9112 section 2.2 wants a recipient to bear "at least one").
 const MAX_EMPTY: usize = 16;
 /// Room for fields that the gateway adds to a request, so that the map need not grow and hash all of them anew.
-const REQUEST_SPARE: usize = 8;
+const REQUEST_SPARE: usize = 5;
 /// The same for a response: CORS, limits and security fields are a dozen.
 pub(super) const RESPONSE_SPARE: usize = 12;
 
@@ -165,11 +165,12 @@ pub fn parse_response(buf: &mut BytesMut, seen: &mut usize, limits: Limits, as_l
     if !may_be_complete(buf, seen) {
         return incomplete(buf, limits);
     }
-    if as_lines && let Some((head, len)) = plain_response(buf, limits) {
+    if as_lines && let Some((status, lines, len)) = plain_response(buf, limits) {
         *seen = 0;
         // Nothing of the buffer is kept.
         buf.advance(len);
-        return Ok(Some(head));
+        let (headers, survey) = (HeaderMap::new(), Survey::default());
+        return Ok(Some(ResponseHead { status, version: Version::HTTP_11, reason: None, headers, survey, lines: Some(lines) }));
     }
     let mut spans = Spans::default();
     let Some(line) = parse(buf, limits, &mut spans, status_line)? else { return incomplete(buf, limits) };
@@ -194,16 +195,12 @@ fn plain_request(buf: &[u8], limits: Limits, spans: &mut Spans) -> Option<Line<(
     (len <= limits.max_head).then_some(Line { start: (method, target), version: Version::HTTP_11, len })
 }
 
-/// A plain head of a final response, whose fields stay lines, and its length.
+/// A plain head of a final response: its status, its fields, its length.
 #[inline]
-fn plain_response(buf: &[u8], limits: Limits) -> Option<(ResponseHead, usize)> {
+fn plain_response(buf: &[u8], limits: Limits) -> Option<(StatusCode, Box<Lines>, usize)> {
     let (status, from) = plain::status_line(buf).filter(|(status, _)| !status.is_informational())?;
-    let (lines, len) = Lines::read(buf, from, limits.max_fields)?;
-    if len > limits.max_head {
-        return None;
-    }
-    let (headers, survey) = (HeaderMap::new(), Survey::default());
-    Some((ResponseHead { status, version: Version::HTTP_11, reason: None, headers, survey, lines: Some(lines) }, len))
+    let (lines, len) = Lines::read(buf.get(from..)?, limits.max_fields)?;
+    (from + len <= limits.max_head).then_some((status, lines, from + len))
 }
 
 /// Field lines alone, as trailers: all of `section`, which ends with an empty line.
@@ -311,15 +308,18 @@ impl Default for Spans {
 impl Spans {
     /// Notes plain lines from `at` on; the length of the head, or `None` if there are others or too many.
     #[inline]
-    fn fill_plain(&mut self, head: &[u8], mut at: usize, most: usize) -> Option<usize> {
+    fn fill_plain(&mut self, head: &[u8], from: usize, most: usize) -> Option<usize> {
         self.len = 0;
+        let mut rest = head.get(from..)?;
         loop {
-            match plain::line(head, at) {
-                Next::Line(..) if self.len >= most => return None,
-                Next::Line(name, value) => {
-                    *self.few.get_mut(self.len)? = (name, value);
+            let at = head.len() - rest.len();
+            match plain::line(rest) {
+                Next::Line { .. } if self.len >= most => return None,
+                Next::Line { name, behind, .. } => {
+                    let (colon, end) = (at + name.len(), head.len() - behind.len() - 2);
+                    *self.few.get_mut(self.len)? = (Span::between(at, colon), Span::between(colon + 2, end));
                     self.len += 1;
-                    at = value.end as usize + 2;
+                    rest = behind;
                 }
                 Next::End => return Some(at + 2),
                 Next::Other => return None,
@@ -352,7 +352,7 @@ impl Spans {
             if skip(name.bytes(&head), value.bytes(&head)) {
                 continue;
             }
-            let name = match Key::at(&head, name).usual() {
+            let name = match plain::usual(head.get(name.start as usize..).unwrap_or_default(), name.len()) {
                 Some(name) => name,
                 None => HeaderName::from_bytes(name.bytes(&head)).map_err(|_| ParseError::BadField)?,
             };

@@ -56,11 +56,11 @@ enum Kind {
 }
 
 impl Kind {
-    /// By length first: nearly every name is told apart by it.
+    /// What the name of `len` bytes that `line` begins with makes it. By length first: nearly every name is told apart by it.
     #[inline]
-    fn of(name: Key) -> Self {
-        let is = |known: Key| name == known;
-        match name.len() {
+    fn of(line: &[u8], len: usize) -> Self {
+        let is = |known: Key| known.is(line, len);
+        match len {
             4 if is(const { Key::new(b"date") }) => Self::Date,
             10 if is(const { Key::new(b"connection") }) => Self::Connection,
             10 if is(const { Key::new(b"keep-alive") }) => Self::KeepAlive,
@@ -78,75 +78,36 @@ impl Kind {
 }
 
 impl Lines {
-    /// The field lines of `head`, which begin at `from`, and the length of the head; `None` if they are not plain, more than `most`, or for a
-    /// map.
+    /// The field lines at the beginning of `fields`, and how long they are with the empty line; `None` if they are not plain, more than `most`,
+    /// or for a map.
     #[inline]
-    pub(super) fn read(head: &[u8], from: usize, most: usize) -> Option<(Box<Self>, usize)> {
-        let mut at = from;
-        let lines = Self::collect(
-            head,
-            from,
-            || {
-                let next = plain::line(head, at);
-                if let Next::Line(_, value) = next {
-                    at = value.end as usize + 2;
-                }
-                next
-            },
-            most,
-        )?;
-        Some((lines, at + 2))
-    }
-
-    /// Those of a head whose names and values are at `spans`. `None` if they are for a map.
-    pub(super) fn of(head: &[u8], spans: &[(Span, Span)]) -> Option<Box<Self>> {
-        let from = spans.first().map_or(0, |(name, _)| name.start as usize);
-        let mut at = from;
-        let mut spans = spans.iter();
-        Self::collect(
-            head,
-            from,
-            || {
-                let Some(&(name, value)) = spans.next() else { return Next::End };
-                let begin = std::mem::replace(&mut at, value.end as usize + 2);
-                let plain = name.start as usize == begin
-                    && head.get(name.end as usize..value.start as usize) == Some(b": ")
-                    && head.get(value.end as usize..at) == Some(b"\r\n");
-                if plain { Next::Line(name, value) } else { Next::Other }
-            },
-            usize::MAX,
-        )
-    }
-
-    /// Lines that begin at `from` and follow each other as `next` says.
-    #[inline]
-    fn collect(head: &[u8], from: usize, next: impl FnMut() -> Next, most: usize) -> Option<Box<Self>> {
+    pub(super) fn read(fields: &[u8], most: usize) -> Option<(Box<Self>, usize)> {
         let mut lines = SPARE.take().unwrap_or_default();
-        if lines.fill(head, from, next, most).is_none() {
+        let Some(len) = lines.fill(fields, most) else {
             lines.recycle();
             return None;
-        }
-        Some(lines)
+        };
+        Some((lines, len))
     }
 
     #[inline]
-    fn fill(&mut self, head: &[u8], from: usize, mut next: impl FnMut() -> Next, most: usize) -> Option<()> {
-        // What is passed on stands between those that are not.
-        let (mut run, mut end) = (from, from);
+    fn fill(&mut self, fields: &[u8], most: usize) -> Option<usize> {
+        // What is passed on stands in runs between lines that are not.
+        let (mut run, mut rest) = (fields, fields);
         for _ in 0..=most {
-            match next() {
-                Next::Line(name, value) => {
-                    if self.passes(Key::at(head, name), value.bytes(head))? {
-                        self.lines.note(name.bytes(head));
+            match plain::line(rest) {
+                Next::Line { name, value, behind } => {
+                    if self.passes(rest, name.len(), value)? {
+                        self.lines.note(name);
                     } else {
-                        self.lines.take_over(head.get(run..end)?);
-                        run = value.end as usize + 2;
+                        self.lines.take_over(run.get(..run.len() - rest.len())?);
+                        run = behind;
                     }
-                    end = value.end as usize + 2;
+                    rest = behind;
                 }
                 Next::End => {
-                    self.lines.take_over(head.get(run..end)?);
-                    return Some(());
+                    self.lines.take_over(run.get(..run.len() - rest.len())?);
+                    return Some(fields.len() - rest.len() + 2);
                 }
                 Next::Other => return None,
             }
@@ -154,10 +115,26 @@ impl Lines {
         None
     }
 
-    /// Whether a line is passed on; `None` if it is for the map.
+    /// Those of a head whose names and values are at `spans`. `None` if they are for a map.
+    pub(super) fn of(head: &[u8], spans: &[(Span, Span)]) -> Option<Box<Self>> {
+        let mut lines = Box::<Self>::default();
+        for &(name, value) in spans {
+            let (line, end) = (head.get(name.start as usize..)?, value.end as usize + 2);
+            if head.get(name.end as usize..value.start as usize) != Some(b": ") || head.get(value.end as usize..end) != Some(b"\r\n") {
+                return None;
+            }
+            if lines.passes(line, name.len(), value.bytes(head))? {
+                lines.lines.note(name.bytes(head));
+                lines.lines.take_over(head.get(name.start as usize..end)?);
+            }
+        }
+        Some(lines)
+    }
+
+    /// Whether a line is passed on, whose name is the first `len` bytes of it; `None` if it is for the map.
     #[inline]
-    fn passes(&mut self, name: Key, value: &[u8]) -> Option<bool> {
-        match Kind::of(name) {
+    fn passes(&mut self, line: &[u8], len: usize, value: &[u8]) -> Option<bool> {
+        match Kind::of(line, len) {
             Kind::PassedOn => return Some(true),
             Kind::Date => {
                 self.dated = true;

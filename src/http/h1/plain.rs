@@ -13,8 +13,8 @@ use http::{HeaderName, Method, StatusCode};
 
 use super::fields::Span;
 
-/// A field's name, in a form that is compared at once and whatever its case. Exact for tokens of up to 24 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A known name, in a form that others are compared with at once and whatever their case.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Key {
     len: usize,
     first: u64,
@@ -23,7 +23,7 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// That of a known name.
+    /// That of a name of letters, digits and `-`, up to 24 of them.
     pub(super) const fn new(name: &[u8]) -> Self {
         const fn part(name: &[u8], from: usize) -> u64 {
             let (mut word, mut at) = (0, 0);
@@ -34,76 +34,75 @@ impl Key {
             word
         }
         let len = name.len();
+        assert!(len <= 24);
         let middle = if len > 16 { part(name, 8) } else { 0 };
         let last = if len > 8 { part(name, len - 8) } else { 0 };
         Self { len, first: part(name, 0), middle, last }
     }
 
-    /// That of the name at `span`.
+    /// Whether it is the name, a token of `len` bytes, that `line` begins with.
     #[inline]
-    pub(super) fn at(head: &[u8], span: Span) -> Self {
+    pub(super) fn is(self, line: &[u8], len: usize) -> bool {
         // In tokens this bit is the case of a letter, and no other character becomes a letter, digit or dash by it.
-        let lower = |at: usize| word(head, at) | each(0x20);
-        let (at, len) = (span.start as usize, span.len());
-        let first = if len < 8 { lower(at) & ((1 << (len * 8)) - 1) } else { lower(at) };
-        Self { len, first, middle: if len > 16 { lower(at + 8) } else { 0 }, last: if len > 8 { lower(at + len - 8) } else { 0 } }
+        let lower = |at: usize| word(line.get(at..).unwrap_or_default()) | each(0x20);
+        let mask = if self.len < 8 { (1 << (self.len * 8)) - 1 } else { u64::MAX };
+        len == self.len
+            && lower(0) & mask == self.first
+            && (self.len <= 8 || lower(self.len - 8) == self.last)
+            && (self.len <= 16 || lower(8) == self.middle)
     }
+}
 
-    /// Length of the name.
-    #[inline]
-    pub(super) fn len(self) -> usize {
-        self.len
-    }
-
-    /// The name, if it is one that most requests have.
-    #[inline]
-    pub(super) fn usual(self) -> Option<HeaderName> {
-        const NAMES: [(Key, HeaderName); 13] = [
-            (Key::new(b"host"), HOST),
-            (Key::new(b"accept"), ACCEPT),
-            (Key::new(b"cookie"), COOKIE),
-            (Key::new(b"origin"), ORIGIN),
-            (Key::new(b"referer"), REFERER),
-            (Key::new(b"user-agent"), USER_AGENT),
-            (Key::new(b"connection"), CONNECTION),
-            (Key::new(b"content-type"), CONTENT_TYPE),
-            (Key::new(b"authorization"), AUTHORIZATION),
-            (Key::new(b"cache-control"), CACHE_CONTROL),
-            (Key::new(b"content-length"), CONTENT_LENGTH),
-            (Key::new(b"accept-encoding"), ACCEPT_ENCODING),
-            (Key::new(b"accept-language"), ACCEPT_LANGUAGE),
-        ];
-        NAMES.iter().find(|(key, _)| *key == self).map(|(_, name)| name.clone())
-    }
+/// The name of `len` bytes that `line` begins with, if it is one that most requests have.
+#[inline]
+pub(super) fn usual(line: &[u8], len: usize) -> Option<HeaderName> {
+    const NAMES: [(Key, HeaderName); 13] = [
+        (Key::new(b"host"), HOST),
+        (Key::new(b"accept"), ACCEPT),
+        (Key::new(b"cookie"), COOKIE),
+        (Key::new(b"origin"), ORIGIN),
+        (Key::new(b"referer"), REFERER),
+        (Key::new(b"user-agent"), USER_AGENT),
+        (Key::new(b"connection"), CONNECTION),
+        (Key::new(b"content-type"), CONTENT_TYPE),
+        (Key::new(b"authorization"), AUTHORIZATION),
+        (Key::new(b"cache-control"), CACHE_CONTROL),
+        (Key::new(b"content-length"), CONTENT_LENGTH),
+        (Key::new(b"accept-encoding"), ACCEPT_ENCODING),
+        (Key::new(b"accept-language"), ACCEPT_LANGUAGE),
+    ];
+    NAMES.iter().find(|(key, _)| key.is(line, len)).map(|(_, name)| name.clone())
 }
 
 /// What comes next among the field lines.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Next {
-    /// A line: its name and its value. The next one begins two bytes behind the value.
-    Line(Span, Span),
+pub(super) enum Next<'h> {
+    /// A line.
+    Line {
+        /// The name.
+        name: &'h [u8],
+        /// The value, two bytes behind the name.
+        value: &'h [u8],
+        /// What is behind the line end.
+        behind: &'h [u8],
+    },
     /// The empty line.
     End,
     /// Something that is not plain, or not all there.
     Other,
 }
 
-/// The line at `at`.
-#[inline]
-pub(super) fn line(head: &[u8], at: usize) -> Next {
-    if two(head, at) == Some(b"\r\n") {
+/// The line at the beginning of `rest`.
+#[inline(always)]
+pub(super) fn line(rest: &[u8]) -> Next<'_> {
+    if rest.starts_with(b"\r\n") {
         return Next::End;
     }
-    let colon = skip(head, at, not_name);
-    let from = colon + 2;
-    let end = skip(head, from, not_text);
-    let plain = colon > at
-        && two(head, colon) == Some(b": ")
-        && two(head, end) == Some(b"\r\n")
-        && end > from
-        && head.get(from) != Some(&b' ')
-        && head.get(end - 1) != Some(&b' ');
-    if plain { Next::Line(Span::between(at, colon), Span::between(from, end)) } else { Next::Other }
+    let Some((name, rest)) = rest.split_at_checked(skip(rest, not_name)) else { return Next::Other };
+    let Some(rest) = rest.strip_prefix(b": ") else { return Next::Other };
+    let Some((value, rest)) = rest.split_at_checked(skip(rest, not_text)) else { return Next::Other };
+    let (Some(behind), Some(first), Some(last)) = (rest.strip_prefix(b"\r\n"), value.first(), value.last()) else { return Next::Other };
+    if name.is_empty() || *first == b' ' || *last == b' ' { Next::Other } else { Next::Line { name, value, behind } }
 }
 
 /// Method, target, and where the field lines begin.
@@ -111,7 +110,7 @@ pub(super) fn line(head: &[u8], at: usize) -> Next {
 pub(super) fn request_line(head: &[u8]) -> Option<(Method, Span, usize)> {
     const BEHIND: &[u8] = b" HTTP/1.1\r\n";
     let (method, from) = method(head)?;
-    let end = skip(head, from, not_target);
+    let end = from + skip(head.get(from..)?, not_target);
     let at = end + BEHIND.len();
     (end > from && head.get(end..at) == Some(BEHIND)).then(|| (method, Span::between(from, end), at))
 }
@@ -149,37 +148,35 @@ const fn each(byte: u8) -> u64 {
     0x0101_0101_0101_0101 * byte as u64
 }
 
-/// The eight bytes at `at`, zeros behind the end.
+/// The first eight bytes, zeros behind the end.
 #[inline]
-fn word(head: &[u8], at: usize) -> u64 {
-    match head.get(at..).and_then(<[u8]>::first_chunk) {
+fn word(bytes: &[u8]) -> u64 {
+    match bytes.first_chunk() {
         Some(bytes) => u64::from_le_bytes(*bytes),
-        None => last_word(head, at),
+        None => last_word(bytes),
     }
 }
 
 #[inline(never)]
-fn last_word(head: &[u8], at: usize) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.iter_mut().zip(head.get(at..).unwrap_or_default()).for_each(|(place, byte)| *place = *byte);
-    u64::from_le_bytes(bytes)
+fn last_word(bytes: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
+    u64::from_le_bytes(word)
 }
 
-#[inline]
-fn two(head: &[u8], at: usize) -> Option<&[u8; 2]> {
-    head.get(at..)?.first_chunk()
-}
-
-/// Where the first byte from `at` on is that `not` marks. It marks zero, so that is at the end at the latest.
-#[inline]
-fn skip(head: &[u8], mut at: usize, not: impl Fn(u64) -> u64) -> usize {
-    loop {
-        let marks = not(word(head, at));
+/// How many bytes stand before the first that `not` marks, or before the end. It marks zero, as stands there.
+#[inline(always)]
+fn skip(bytes: &[u8], not: impl Fn(u64) -> u64) -> usize {
+    let (chunks, rest) = bytes.as_chunks::<8>();
+    let mut at = 0;
+    for chunk in chunks {
+        let marks = not(u64::from_le_bytes(*chunk));
         if marks != 0 {
             return at + marks.trailing_zeros() as usize / 8;
         }
         at += 8;
     }
+    at + not(last_word(rest)).trailing_zeros() as usize / 8
 }
 
 /// Marks what is no letter, digit or `-` with the upper bit of its byte. As in the other two, each byte is first made one below 0x80, to which
@@ -266,15 +263,15 @@ mod tests {
     type Field = (Vec<u8>, Vec<u8>);
 
     /// The plain lines from `at` on, and the length of the head.
-    fn fields(head: &[u8], mut at: usize) -> Option<(Vec<Field>, usize)> {
-        let mut fields = Vec::new();
+    fn fields(head: &[u8], at: usize) -> Option<(Vec<Field>, usize)> {
+        let (mut fields, mut rest) = (Vec::new(), &head[at..]);
         loop {
-            match line(head, at) {
-                Next::Line(name, value) => {
-                    fields.push((name.bytes(head).to_vec(), value.bytes(head).to_vec()));
-                    at = value.end as usize + 2;
+            match line(rest) {
+                Next::Line { name, value, behind } => {
+                    fields.push((name.to_vec(), value.to_vec()));
+                    rest = behind;
                 }
-                Next::End => return Some((fields, at + 2)),
+                Next::End => return Some((fields, head.len() - rest.len() + 2)),
                 Next::Other => return None,
             }
         }
@@ -333,11 +330,10 @@ mod tests {
         }
 
         #[test]
-        fn keys_tell_names_apart_but_for_their_case(one in "[a-cA-C-]{1,24}", other in "[a-cA-C_-]{1,24}", around in "[ -~]{0,9}") {
-            let whole = format!("{around}{one}{around}");
-            let span = Span::between(around.len(), around.len() + one.len());
-            prop_assert_eq!(Key::at(whole.as_bytes(), span), Key::new(one.as_bytes()));
-            prop_assert_eq!(Key::new(one.as_bytes()) == Key::new(other.as_bytes()), one.eq_ignore_ascii_case(&other));
+        fn keys_tell_names_apart_but_for_their_case(one in "[a-cA-C-]{1,24}", other in "[a-cA-C-]{1,24}", around in "[ -~]{0,9}") {
+            let line = format!("{one}{around}");
+            prop_assert_eq!(Key::new(other.as_bytes()).is(line.as_bytes(), one.len()), one.eq_ignore_ascii_case(&other));
+            prop_assert!(Key::new(one.to_uppercase().as_bytes()).is(line.as_bytes(), one.len()));
         }
     }
 
@@ -348,8 +344,8 @@ mod tests {
             for (at, byte) in (0..known.len()).flat_map(|at| (0..=u8::MAX).filter(token).map(move |byte| (at, byte))) {
                 let mut name = known.as_bytes().to_vec();
                 name[at] = byte;
-                let key = Key::at(&name, Span::between(0, name.len()));
-                assert_eq!(key == Key::new(known.as_bytes()), name.eq_ignore_ascii_case(known.as_bytes()), "{}", name.escape_ascii());
+                let is_it = Key::new(known.as_bytes()).is(&name, name.len());
+                assert_eq!(is_it, name.eq_ignore_ascii_case(known.as_bytes()), "{}", name.escape_ascii());
             }
         }
     }
@@ -371,11 +367,12 @@ mod tests {
             "accept-encoding",
             "accept-language",
         ] {
-            let (key, upper) = (Key::new(name.as_bytes()), Key::new(name.to_ascii_uppercase().as_bytes()));
-            assert_eq!((key.usual(), upper.usual()), (HeaderName::from_bytes(name.as_bytes()).ok(), key.usual()));
+            for line in [format!("{name}: x"), name.to_ascii_uppercase()] {
+                assert_eq!(usual(line.as_bytes(), name.len()), HeaderName::from_bytes(name.as_bytes()).ok());
+            }
         }
         for name in ["hosts", "accept-encodinG2", "x-accept", "user_agent", "te"] {
-            assert_eq!(Key::new(name.as_bytes()).usual(), None, "{name}");
+            assert_eq!(usual(name.as_bytes(), name.len()), None, "{name}");
         }
     }
 

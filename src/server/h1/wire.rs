@@ -129,11 +129,19 @@ impl Wire {
     /// The next request's head. `begun` is called when only a part of it has come.
     pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, limits: Limits, begun: impl Fn()) -> Poll<Heard> {
         self.with(Poll::Ready(Heard::End), |inner| {
-            let heard = inner.poll_head(cx, limits, begun);
-            if std::mem::take(&mut inner.lent) {
-                block::give_back(&mut inner.buf);
+            loop {
+                if let Some(heard) = inner.look(limits, &begun) {
+                    return Poll::Ready(heard);
+                }
+                if inner.eof {
+                    return Poll::Ready(inner.hung_up());
+                }
+                match ready!(inner.poll_read_head(cx)) {
+                    Ok(0) => inner.eof = true,
+                    Ok(_) => {}
+                    Err(_) => return Poll::Ready(inner.hung_up()),
+                }
             }
-            heard
         })
     }
 
@@ -296,42 +304,46 @@ impl Inner {
         if self.buf.is_empty() { Heard::End } else { Heard::Cut }
     }
 
-    /// Looks for a head; leaves the block to be given back.
+    /// Looks for a head in what was read. The block is given back then.
     #[inline]
-    fn poll_head(&mut self, cx: &mut Context<'_>, limits: Limits, begun: impl Fn()) -> Poll<Heard> {
-        loop {
-            self.skip_empty_lines();
-            if self.sniffing && !self.buf.is_empty() {
-                let common = self.buf.len().min(PREFACE.len());
-                self.sniffing = self.buf.get(..common) == PREFACE.get(..common);
-                if self.sniffing && common == PREFACE.len() {
-                    return Poll::Ready(Heard::Http2);
-                }
+    fn look(&mut self, limits: Limits, begun: &impl Fn()) -> Option<Heard> {
+        self.skip_empty_lines();
+        if self.sniffing && !self.buf.is_empty() {
+            let common = self.buf.len().min(PREFACE.len());
+            self.sniffing = self.buf.get(..common) == PREFACE.get(..common);
+            if self.sniffing {
+                self.settle();
+                return (common == PREFACE.len()).then_some(Heard::Http2);
             }
-            if !self.buf.is_empty() && !self.sniffing {
-                let tls = self.buf.first() == Some(&0x16);
-                match parse_request(&mut self.buf, &mut self.seen, limits) {
-                    Ok(Some(head)) => return Poll::Ready(Heard::Head(head)),
-                    Ok(None) => begun(),
-                    Err(error) => return Poll::Ready(Heard::Bad { error, tls }),
-                }
+        }
+        if self.buf.is_empty() {
+            self.settle();
+            return None;
+        }
+        let tls = self.buf.first() == Some(&0x16);
+        let parsed = parse_request(&mut self.buf, &mut self.seen, limits);
+        self.settle();
+        match parsed {
+            Ok(Some(head)) => Some(Heard::Head(head)),
+            Ok(None) => {
+                begun();
+                None
             }
-            if self.eof {
-                return Poll::Ready(self.hung_up());
-            }
-            match ready!(self.poll_read_head(cx)) {
-                Ok(0) => self.eof = true,
-                Ok(_) => {}
-                Err(_) => return Poll::Ready(self.hung_up()),
-            }
+            Err(error) => Some(Heard::Bad { error, tls }),
+        }
+    }
+
+    /// The block is left to the other connections; what was not used stays here.
+    #[inline]
+    fn settle(&mut self) {
+        if std::mem::take(&mut self.lent) {
+            block::give_back(&mut self.buf);
         }
     }
 
     /// One read for a head, which mostly comes as a whole: with nothing in the buffer the block itself is looked at.
+    #[inline]
     fn poll_read_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if std::mem::take(&mut self.lent) {
-            block::give_back(&mut self.buf);
-        }
         let Some(io) = self.io.as_mut().filter(|_| self.buf.is_empty() && !self.much) else { return self.poll_read(cx) };
         let read = ready!(block::poll_lend(io, &mut self.buf, cx))?;
         (self.lent, self.much) = (read.bytes > 0, read.full);

@@ -38,9 +38,10 @@ impl Input {
         Poll::Ready(Ok(read))
     }
 
-    /// Reads once for a head: mostly it comes as a whole, and with nothing before it the block itself is looked at. [`Input::settle`] ends that.
+    /// Reads once for a head: mostly it comes as a whole, and with nothing before it the block itself is looked at. [`Input::settle`] is called
+    /// when that is done.
+    #[inline]
     pub(super) fn poll_read_head(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.settle();
         if self.full || !self.buffer.is_empty() {
             return self.poll_read(wire, cx, None);
         }
@@ -51,6 +52,7 @@ impl Input {
     }
 
     /// The block is left to the other connections; what was not used stays here.
+    #[inline]
     pub(super) fn settle(&mut self) {
         if std::mem::take(&mut self.lent) {
             block::give_back(&mut self.buffer);

@@ -161,9 +161,26 @@ impl H1 {
     /// # Errors
     /// [`Error`]; the connection is of no use then.
     pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, Error>> {
-        let head = self.0.poll_head(cx);
-        self.0.input.settle();
-        head
+        let inner = &mut *self.0;
+        inner.pump(cx)?;
+        loop {
+            let parsed = parse_response(&mut inner.input.buffer, &mut inner.seen, LIMITS, inner.as_lines);
+            inner.input.settle();
+            if let Some(mut head) = parsed.map_err(Error::Parse)? {
+                if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+                    inner.interim += 1;
+                    if inner.interim > MAX_INTERIM {
+                        return Poll::Ready(Err(Error::Interim));
+                    }
+                    continue;
+                }
+                inner.begin_response(&mut head)?;
+                return Poll::Ready(Ok(head));
+            }
+            if ready!(inner.input.poll_read_head(&mut inner.wire, cx)).map_err(|error| Error::Closed(Some(error)))? == 0 {
+                return Poll::Ready(Err(Error::Closed(inner.output.take_error())));
+            }
+        }
     }
 
     /// The next frame of the response's body.
@@ -276,27 +293,6 @@ impl Inner {
             return Ok(());
         }
         self.output.poll(&mut self.wire, cx).map_err(Error::Body)
-    }
-
-    #[inline]
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, Error>> {
-        self.pump(cx)?;
-        loop {
-            if let Some(mut head) = parse_response(&mut self.input.buffer, &mut self.seen, LIMITS, self.as_lines).map_err(Error::Parse)? {
-                if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
-                    self.interim += 1;
-                    if self.interim > MAX_INTERIM {
-                        return Poll::Ready(Err(Error::Interim));
-                    }
-                    continue;
-                }
-                self.begin_response(&mut head)?;
-                return Poll::Ready(Ok(head));
-            }
-            if ready!(self.input.poll_read_head(&mut self.wire, cx)).map_err(|error| Error::Closed(Some(error)))? == 0 {
-                return Poll::Ready(Err(Error::Closed(self.output.take_error())));
-            }
-        }
     }
 
     fn begin_response(&mut self, head: &mut ResponseHead) -> Result<(), Error> {
