@@ -211,7 +211,10 @@ impl<'a> Http1<'a> {
         let head = Head { parts: &parts, lines: lines.as_deref(), id: body.id_name().zip(id.as_ref()) };
         let (mut ending, keep_alive) = begin(&head, &body, asked, &mut out);
         let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-        drop((parts, lines, id));
+        drop((parts, id));
+        if let Some(lines) = lines {
+            lines.recycle();
+        }
         let mut body = Writing { body, ended: false, cut: false };
         let writing = poll_fn(|cx| {
             let mut body = Pin::new(&mut body);

@@ -281,6 +281,6 @@ impl Chunks {
         if bare || section.first() == Some(&b'\n') {
             return Err(DecodeError::Trailers(ParseError::BadLine));
         }
-        parse_trailers(&section, self.limits.max_fields).map(Decoded::Trailers).map_err(DecodeError::Trailers)
+        parse_trailers(section, self.limits.max_fields).map(Decoded::Trailers).map_err(DecodeError::Trailers)
     }
 }

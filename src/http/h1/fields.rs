@@ -3,21 +3,24 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use httparse::Status;
 
 use super::lines::Lines;
+use super::plain::{self, Next};
 use crate::http::headers::Survey;
 
 /// Fields that are parsed into an array on the stack; heads with more are parsed once more, into one on the heap.
 const ON_STACK: usize = 64;
+/// Fields whose places are noted on the stack.
+const FEW: usize = 32;
 /// Longest slice that is handed over whole.
 const SLICE: usize = 4 << 10;
 /// Most bytes of empty lines before a request line (RFC 9112 section 2.2 wants a recipient to bear "at least one").
 const MAX_EMPTY: usize = 16;
 /// Room for fields that the gateway adds to a request, so that the map need not grow and hash all of them anew.
-const REQUEST_SPARE: usize = 8;
+const REQUEST_SPARE: usize = 5;
 /// The same for a response: CORS, limits and security fields are a dozen.
 pub(super) const RESPONSE_SPARE: usize = 12;
 
@@ -138,12 +141,19 @@ pub fn parse_request(buf: &mut BytesMut, seen: &mut usize, limits: Limits) -> Re
         return incomplete(buf, limits);
     }
     let mut spans = Spans::default();
-    let Some(line) = parse(buf, limits, &mut spans, request_line)? else { return incomplete(buf, limits) };
+    let line = match plain_request(buf, limits, &mut spans) {
+        Some(line) => line,
+        None => match parse(buf, limits, &mut spans, request_line)? {
+            Some(line) => line,
+            None => return incomplete(buf, limits),
+        },
+    };
     *seen = 0;
     let head = front(buf, line.len);
-    let (headers, survey) = spans.fields(&head, REQUEST_SPARE, |_, _| false)?;
     let (method, target) = line.start;
-    Ok(Some(RequestHead { method, target: target.of(&head), version: line.version, headers, survey, head_len: line.len }))
+    let target = if target.bytes(&head) == b"/" { Bytes::from_static(b"/") } else { target.of(&head) };
+    let (headers, survey) = spans.fields(head, REQUEST_SPARE, |_, _| false)?;
+    Ok(Some(RequestHead { method, target, version: line.version, headers, survey, head_len: line.len }))
 }
 
 /// Takes the head of a response off the front of `buf`; `None` while it is incomplete. For `seen` see [`parse_request`]. With `as_lines`
@@ -155,28 +165,50 @@ pub fn parse_response(buf: &mut BytesMut, seen: &mut usize, limits: Limits, as_l
     if !may_be_complete(buf, seen) {
         return incomplete(buf, limits);
     }
+    if as_lines && let Some((status, lines, len)) = plain_response(buf, limits) {
+        *seen = 0;
+        // Nothing of the buffer is kept.
+        buf.advance(len);
+        let (headers, survey) = (HeaderMap::new(), Survey::default());
+        return Ok(Some(ResponseHead { status, version: Version::HTTP_11, reason: None, headers, survey, lines: Some(lines) }));
+    }
     let mut spans = Spans::default();
     let Some(line) = parse(buf, limits, &mut spans, status_line)? else { return incomplete(buf, limits) };
     *seen = 0;
     let head = front(buf, line.len);
     let (status, reason) = line.start;
+    let reason = reason.map(|reason| reason.of(&head));
     let plain = as_lines && !status.is_informational() && line.version == Version::HTTP_11;
-    let lines = if plain { Lines::new(&head, spans.all()) } else { None };
+    let lines = if plain { Lines::of(&head, spans.all()) } else { None };
     let (headers, survey) = match &lines {
         Some(_) => (HeaderMap::new(), Survey::default()),
-        None => spans.fields(&head, RESPONSE_SPARE, says_nothing)?,
+        None => spans.fields(head, RESPONSE_SPARE, says_nothing)?,
     };
-    let reason = reason.map(|reason| reason.of(&head));
-    let lines = lines.map(|lines| Box::new(lines.of(head)));
     Ok(Some(ResponseHead { status, version: line.version, reason, headers, survey, lines }))
 }
 
+/// A plain head of a request, with the places of its fields.
+#[inline]
+fn plain_request(buf: &[u8], limits: Limits, spans: &mut Spans) -> Option<Line<(Method, Span)>> {
+    let (method, target, from) = plain::request_line(buf)?;
+    let len = spans.fill_plain(buf, from, limits.max_fields)?;
+    (len <= limits.max_head).then_some(Line { start: (method, target), version: Version::HTTP_11, len })
+}
+
+/// A plain head of a final response: its status, its fields, its length.
+#[inline]
+fn plain_response(buf: &[u8], limits: Limits) -> Option<(StatusCode, Box<Lines>, usize)> {
+    let (status, from) = plain::status_line(buf).filter(|(status, _)| !status.is_informational())?;
+    let (lines, len) = Lines::read(buf.get(from..)?, limits.max_fields)?;
+    (from + len <= limits.max_head).then_some((status, lines, from + len))
+}
+
 /// Field lines alone, as trailers: all of `section`, which ends with an empty line.
-pub(super) fn parse_trailers(section: &Bytes, max_fields: usize) -> Result<HeaderMap, ParseError> {
+pub(super) fn parse_trailers(section: Bytes, max_fields: usize) -> Result<HeaderMap, ParseError> {
     let mut fields = vec![httparse::EMPTY_HEADER; max_fields];
     let mut spans = Spans::default();
-    match httparse::parse_headers(section, &mut fields) {
-        Ok(Status::Complete((len, fields))) if len == section.len() => spans.fill(section, fields),
+    match httparse::parse_headers(&section, &mut fields) {
+        Ok(Status::Complete((len, fields))) if len == section.len() => spans.fill(&section, fields),
         Ok(_) => return Err(ParseError::BadLine),
         Err(error) => return Err(ParseError::new(error, ParseError::BadField)),
     }
@@ -228,19 +260,32 @@ pub(super) struct Span {
 }
 
 impl Span {
-    pub(super) const NONE: Self = Self { start: 0, end: 0 };
+    const NONE: Self = Self { start: 0, end: 0 };
 
-    /// Where `part`, a part of `whole`, is. A head is never as long as 4 GiB.
+    /// From `start` to before `end`. A head is never as long as 4 GiB.
+    #[inline]
+    pub(super) fn between(start: usize, end: usize) -> Self {
+        Self { start: u32::try_from(start).unwrap_or(u32::MAX), end: u32::try_from(end).unwrap_or(u32::MAX) }
+    }
+    /// Where `part`, a part of `whole`, is.
     fn new(whole: &[u8], part: &[u8]) -> Self {
         let start = part.as_ptr() as usize - whole.as_ptr() as usize;
-        Self { start: u32::try_from(start).unwrap_or(u32::MAX), end: u32::try_from(start + part.len()).unwrap_or(u32::MAX) }
+        Self::between(start, start + part.len())
+    }
+    #[inline]
+    pub(super) fn len(self) -> usize {
+        (self.end - self.start) as usize
     }
     fn of(self, head: &Bytes) -> Bytes {
         head.slice(self.start as usize..self.end as usize)
     }
-    pub(super) fn is_empty(self) -> bool {
-        self.start == self.end
+    /// The same of a head that is not needed any more: its share of the memory goes over.
+    fn rest_of(self, mut head: Bytes) -> Bytes {
+        head.truncate(self.end as usize);
+        head.advance((self.start as usize).min(head.len()));
+        head
     }
+    #[inline]
     pub(super) fn bytes(self, head: &[u8]) -> &[u8] {
         head.get(self.start as usize..self.end as usize).unwrap_or_default()
     }
@@ -248,7 +293,7 @@ impl Span {
 
 /// Where names and values are: the parser's own slices cannot outlive the buffer's becoming shareable.
 struct Spans {
-    few: [(Span, Span); ON_STACK],
+    few: [(Span, Span); FEW],
     many: Vec<(Span, Span)>,
     len: usize,
 }
@@ -256,16 +301,36 @@ struct Spans {
 impl Default for Spans {
     #[inline]
     fn default() -> Self {
-        Self { few: [(Span::NONE, Span::NONE); ON_STACK], many: Vec::new(), len: 0 }
+        Self { few: [(Span::NONE, Span::NONE); FEW], many: Vec::new(), len: 0 }
     }
 }
 
 impl Spans {
+    /// Notes plain lines from `at` on; the length of the head, or `None` if there are others or too many.
     #[inline]
+    fn fill_plain(&mut self, head: &[u8], from: usize, most: usize) -> Option<usize> {
+        self.len = 0;
+        let mut rest = head.get(from..)?;
+        loop {
+            let at = head.len() - rest.len();
+            match plain::line(rest) {
+                Next::Line { .. } if self.len >= most => return None,
+                Next::Line { name, behind, .. } => {
+                    let (colon, end) = (at + name.len(), head.len() - behind.len() - 2);
+                    *self.few.get_mut(self.len)? = (Span::between(at, colon), Span::between(colon + 2, end));
+                    self.len += 1;
+                    rest = behind;
+                }
+                Next::End => return Some(at + 2),
+                Next::Other => return None,
+            }
+        }
+    }
+
     fn fill(&mut self, head: &[u8], fields: &[httparse::Header<'_>]) {
         let spans = |field: &httparse::Header<'_>| (Span::new(head, field.name.as_bytes()), Span::new(head, field.value));
         self.len = fields.len();
-        if fields.len() <= ON_STACK {
+        if fields.len() <= FEW {
             for (place, field) in self.few.iter_mut().zip(fields) {
                 *place = spans(field);
             }
@@ -280,15 +345,19 @@ impl Spans {
     }
 
     #[inline]
-    fn fields(&self, head: &Bytes, spare: usize, skip: impl Fn(&[u8], &[u8]) -> bool) -> Result<(HeaderMap, Survey), ParseError> {
+    fn fields(&self, mut head: Bytes, spare: usize, skip: impl Fn(&[u8], &[u8]) -> bool) -> Result<(HeaderMap, Survey), ParseError> {
         let mut headers = HeaderMap::try_with_capacity(self.len + spare).map_err(|_| ParseError::TooManyFields)?;
         let mut survey = Survey::default();
-        for (name, value) in self.all() {
-            if skip(name.bytes(head), value.bytes(head)) {
+        for (at, &(name, value)) in self.all().iter().enumerate() {
+            if skip(name.bytes(&head), value.bytes(&head)) {
                 continue;
             }
-            let name = HeaderName::from_bytes(name.bytes(head)).map_err(|_| ParseError::BadField)?;
-            let value = HeaderValue::from_maybe_shared(value.of(head)).map_err(|_| ParseError::BadField)?;
+            let name = match plain::usual(head.get(name.start as usize..).unwrap_or_default(), name.len()) {
+                Some(name) => name,
+                None => HeaderName::from_bytes(name.bytes(&head)).map_err(|_| ParseError::BadField)?,
+            };
+            let value = if at + 1 == self.len { value.rest_of(std::mem::take(&mut head)) } else { value.of(&head) };
+            let value = HeaderValue::from_maybe_shared(value).map_err(|_| ParseError::BadField)?;
             survey.add(&name);
             headers.try_append(name, value).map_err(|_| ParseError::TooManyFields)?;
         }

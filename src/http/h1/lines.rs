@@ -4,7 +4,7 @@
 //! again is then the largest part of the gateway's work. So the lines stay what they are, bytes that were checked once, without those that
 //! this hop makes anew. Whoever wants to look or to change something gets the map all the same, and pays for it.
 
-use std::ops::Range;
+use std::cell::Cell;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
@@ -14,33 +14,36 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::fields::Span;
 use super::framing::{BodyLength, number};
 use super::made::{self, Made, Names};
+use super::plain::{self, Key, Next};
 use crate::http::headers::{FieldValue, Fields, Ready};
 
-/// Most runs of lines that are passed on together. A head has one more than it has lines between them that are left out.
-const RUNS: usize = 5;
+thread_local! {
+    /// What the next response of the worker stays lines in, with the memory that an earlier one had.
+    static SPARE: Cell<Option<Box<Lines>>> = const { Cell::new(None) };
+}
 
 /// See module. Only what is beyond doubt is kept like this: each line written as `name: value` with CR LF behind it, no field of framing or
 /// connection twice, and none of those that are rare.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Lines {
-    head: Bytes,
-    /// Runs of whole lines; the unused are empty.
-    runs: [Range<u32>; RUNS],
+    /// Those that came, without those that this hop makes anew, and behind them those that the gateway adds.
+    lines: Made,
     /// What `Content-Length` or `Transfer-Encoding` said.
     declared: Option<BodyLength>,
+    /// There was a `Connection`.
+    connected: bool,
     /// `Connection: close`.
     close: bool,
-    /// Value of `Keep-Alive`.
-    keep_alive: Span,
+    /// There was a `Keep-Alive`.
+    kept_alive: bool,
+    /// `timeout` of `Keep-Alive`.
+    idle_limit: Option<Duration>,
     /// There is a `Date`.
     dated: bool,
-    /// Names in the runs.
-    names: Names,
-    /// Lines behind those of the runs: what the gateway adds, and all of the runs where too many would be left.
-    made: Made,
 }
 
 /// What a line is to the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     PassedOn,
     Date,
@@ -53,87 +56,112 @@ enum Kind {
 }
 
 impl Kind {
-    /// By length first: nearly every name is told apart by it.
-    fn of(name: &[u8]) -> Self {
-        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
-        match name.len() {
-            4 if is(b"date") => Self::Date,
-            10 if is(b"connection") => Self::Connection,
-            10 if is(b"keep-alive") => Self::KeepAlive,
-            14 if is(b"content-length") => Self::Length,
-            17 if is(b"transfer-encoding") => Self::Coding,
-            2 if is(b"te") => Self::Rare,
-            7 if is(b"upgrade") || is(b"trailer") => Self::Rare,
-            14 if is(b"http2-settings") => Self::Rare,
-            16 if is(b"proxy-connection") => Self::Rare,
-            18 if is(b"proxy-authenticate") => Self::Rare,
-            19 if is(b"proxy-authorization") => Self::Rare,
+    /// What the name of `len` bytes that `line` begins with makes it. By length first: nearly every name is told apart by it.
+    #[inline]
+    fn of(line: &[u8], len: usize) -> Self {
+        let is = |known: Key| known.is(line, len);
+        match len {
+            4 if is(const { Key::new(b"date") }) => Self::Date,
+            10 if is(const { Key::new(b"connection") }) => Self::Connection,
+            10 if is(const { Key::new(b"keep-alive") }) => Self::KeepAlive,
+            14 if is(const { Key::new(b"content-length") }) => Self::Length,
+            17 if is(const { Key::new(b"transfer-encoding") }) => Self::Coding,
+            2 if is(const { Key::new(b"te") }) => Self::Rare,
+            7 if is(const { Key::new(b"upgrade") }) || is(const { Key::new(b"trailer") }) => Self::Rare,
+            14 if is(const { Key::new(b"http2-settings") }) => Self::Rare,
+            16 if is(const { Key::new(b"proxy-connection") }) => Self::Rare,
+            18 if is(const { Key::new(b"proxy-authenticate") }) => Self::Rare,
+            19 if is(const { Key::new(b"proxy-authorization") }) => Self::Rare,
             _ => Self::PassedOn,
         }
     }
 }
 
 impl Lines {
-    /// The lines of `head`, which is to be given to [`Lines::of`]; names and values are at `spans`. `None` if they are for a map.
-    pub(super) fn new(head: &[u8], spans: &[(Span, Span)]) -> Option<Self> {
-        let mut lines = Self {
-            head: Bytes::new(),
-            runs: [const { 0..0 }; RUNS],
-            declared: None,
-            close: false,
-            keep_alive: Span::NONE,
-            dated: false,
-            names: Names::default(),
-            made: Made::default(),
+    /// The field lines at the beginning of `fields`, and how long they are with the empty line; `None` if they are not plain, more than `most`,
+    /// or for a map.
+    #[inline]
+    pub(super) fn read(fields: &[u8], most: usize) -> Option<(Box<Self>, usize)> {
+        let mut lines = SPARE.take().unwrap_or_default();
+        let Some(len) = lines.fill(fields, most) else {
+            lines.recycle();
+            return None;
         };
-        let mut connected = false;
-        let mut runs = lines.runs.iter_mut();
-        let mut run: Option<&mut Range<u32>> = None;
+        Some((lines, len))
+    }
+
+    #[inline]
+    fn fill(&mut self, fields: &[u8], most: usize) -> Option<usize> {
+        // What is passed on stands in runs between lines that are not.
+        let (mut run, mut rest) = (fields, fields);
+        for _ in 0..=most {
+            match plain::line(rest) {
+                Next::Line { name, value, behind } => {
+                    if self.passes(rest, name.len(), value)? {
+                        self.lines.note(name);
+                    } else {
+                        self.lines.take_over(run.get(..run.len() - rest.len())?);
+                        run = behind;
+                    }
+                    rest = behind;
+                }
+                Next::End => {
+                    self.lines.take_over(run.get(..run.len() - rest.len())?);
+                    return Some(fields.len() - rest.len() + 2);
+                }
+                Next::Other => return None,
+            }
+        }
+        None
+    }
+
+    /// Those of a head whose names and values are at `spans`. `None` if they are for a map.
+    pub(super) fn of(head: &[u8], spans: &[(Span, Span)]) -> Option<Box<Self>> {
+        let mut lines = Box::<Self>::default();
         for &(name, value) in spans {
-            let (at, end) = (name.start, value.end.checked_add(2)?);
-            if head.get(name.end as usize..value.start as usize) != Some(b": ")
-                || head.get(value.end as usize..end as usize) != Some(b"\r\n")
-            {
+            let (line, end) = (head.get(name.start as usize..)?, value.end as usize + 2);
+            if head.get(name.end as usize..value.start as usize) != Some(b": ") || head.get(value.end as usize..end) != Some(b"\r\n") {
                 return None;
             }
-            let (name, text) = (name.bytes(head), value.bytes(head));
-            match Kind::of(name) {
-                Kind::Rare => return None,
-                kind @ (Kind::PassedOn | Kind::Date) => {
-                    lines.dated |= matches!(kind, Kind::Date);
-                    lines.names.add(name);
-                    match &mut run {
-                        Some(run) => run.end = end,
-                        None => {
-                            let new = runs.next()?;
-                            *new = at..end;
-                            run = Some(new);
-                        }
-                    }
-                    continue;
-                }
-                Kind::Length if lines.declared.is_none() => lines.declared = Some(BodyLength::Known(number(text)?)),
-                Kind::Coding if lines.declared.is_none() && text.eq_ignore_ascii_case(b"chunked") => {
-                    lines.declared = Some(BodyLength::Chunked)
-                }
-                Kind::KeepAlive if lines.keep_alive.is_empty() => lines.keep_alive = value,
-                Kind::Connection if !connected => {
-                    connected = true;
-                    lines.close = text.eq_ignore_ascii_case(b"close");
-                    if !lines.close && !text.eq_ignore_ascii_case(b"keep-alive") {
-                        return None;
-                    }
-                }
-                Kind::Length | Kind::Coding | Kind::KeepAlive | Kind::Connection => return None,
+            if lines.passes(line, name.len(), value.bytes(head))? {
+                lines.lines.note(name.bytes(head));
+                lines.lines.take_over(head.get(name.start as usize..end)?);
             }
-            run = None;
         }
         Some(lines)
     }
 
-    /// Takes the head that it was made for.
-    pub(super) fn of(self, head: Bytes) -> Self {
-        Self { head, ..self }
+    /// Whether a line is passed on, whose name is the first `len` bytes of it; `None` if it is for the map.
+    #[inline]
+    fn passes(&mut self, line: &[u8], len: usize, value: &[u8]) -> Option<bool> {
+        match Kind::of(line, len) {
+            Kind::PassedOn => return Some(true),
+            Kind::Date => {
+                self.dated = true;
+                return Some(true);
+            }
+            Kind::Length if self.declared.is_none() => self.declared = Some(BodyLength::Known(number(value)?)),
+            Kind::Coding if self.declared.is_none() && value.eq_ignore_ascii_case(b"chunked") => self.declared = Some(BodyLength::Chunked),
+            Kind::KeepAlive if !self.kept_alive => (self.kept_alive, self.idle_limit) = (true, idle_limit(value)),
+            Kind::Connection if !self.connected => {
+                self.connected = true;
+                self.close = value.eq_ignore_ascii_case(b"close");
+                if !self.close && !value.eq_ignore_ascii_case(b"keep-alive") {
+                    return None;
+                }
+            }
+            Kind::Rare | Kind::Length | Kind::Coding | Kind::KeepAlive | Kind::Connection => return None,
+        }
+        Some(false)
+    }
+
+    /// Leaves its memory to the next response of the worker.
+    pub fn recycle(mut self: Box<Self>) {
+        let mut lines = std::mem::take(&mut self.lines);
+        if lines.clear() {
+            *self = Self { lines, ..Self::default() };
+            SPARE.set(Some(self));
+        }
     }
 
     /// The length of the body, as far as the head tells.
@@ -148,33 +176,29 @@ impl Lines {
 
     /// `timeout` of `Keep-Alive`.
     pub fn idle_limit(&self) -> Option<Duration> {
-        idle_limit(self.keep_alive.bytes(&self.head))
+        self.idle_limit
     }
 
     /// Whether there is a `Date`.
     pub fn dated(&self) -> bool {
-        self.dated || self.made.has(&DATE)
+        self.dated
     }
 
     /// Writes the lines.
     pub fn write(&self, out: &mut impl BufMut) {
-        for run in self.runs() {
-            out.put_slice(run);
-        }
-        out.put_slice(self.made.as_bytes());
+        out.put_slice(self.lines.as_bytes());
     }
 
     /// The same as a map, `Content-Length` included.
     pub fn into_map(self) -> HeaderMap {
-        let mut map = HeaderMap::with_capacity(self.each().count() + super::fields::RESPONSE_SPARE);
-        let came = self.runs().flat_map(made::lines).map(|line| (line, true));
-        for (line, came) in came.chain(self.made.each().map(|line| (line, false))) {
+        let bytes = Bytes::from(self.lines.into_bytes());
+        let mut map = HeaderMap::with_capacity(made::lines(&bytes).count() + super::fields::RESPONSE_SPARE);
+        for line in made::lines(&bytes) {
             let Some(colon) = line.iter().position(|&byte| byte == b':') else { continue };
             let name = HeaderName::from_bytes(line.get(..colon).unwrap_or_default());
             let value = line.get(colon + 2..line.len().saturating_sub(2)).unwrap_or_default();
-            let value = if came { HeaderValue::from_maybe_shared(self.head.slice_ref(value)) } else { HeaderValue::from_bytes(value) };
             // Checked when the head was parsed or the line was made: neither can fail.
-            if let (Ok(name), Ok(value)) = (name, value) {
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(bytes.slice_ref(value))) {
                 map.append(name, value);
             }
         }
@@ -183,112 +207,51 @@ impl Lines {
         }
         map
     }
-
-    fn runs(&self) -> impl Iterator<Item = &[u8]> {
-        self.runs.iter().take_while(|run| !run.is_empty()).map(|run| self.bytes(run))
-    }
-
-    /// The lines one by one, line ends included.
-    fn each(&self) -> impl Iterator<Item = &[u8]> {
-        self.runs().flat_map(made::lines).chain(self.made.each())
-    }
-
-    fn may_have_name(&self, name: &HeaderName) -> bool {
-        self.names.may_have(name.as_str().as_bytes())
-    }
-
-    /// Removes the lines of the runs that `fits` is true for, which depends on their names alone.
-    fn drop_lines(&mut self, fits: impl Fn(&[u8]) -> bool) {
-        let (mut left, mut used, mut crowded) = ([const { 0..0 }; RUNS], 0, false);
-        let mut keep = |run: Range<u32>| {
-            if !run.is_empty() {
-                left.get_mut(used).map_or_else(|| crowded = true, |place| *place = run);
-                used += 1;
-            }
-        };
-        let mut dated = self.dated;
-        for run in &self.runs {
-            let (mut start, mut at) = (run.start, run.start);
-            for line in made::lines(self.bytes(run)) {
-                let end = at + u32::try_from(line.len()).unwrap_or(u32::MAX);
-                if fits(line) {
-                    dated &= made::value(line, b"date").is_none();
-                    keep(start..at);
-                    start = end;
-                }
-                at = end;
-            }
-            keep(start..at);
-        }
-        if crowded {
-            return self.move_lines(fits);
-        }
-        (self.runs, self.dated) = (left, dated);
-    }
-
-    /// The same where more runs would be left than there is room for: the lines move.
-    #[cold]
-    fn move_lines(&mut self, fits: impl Fn(&[u8]) -> bool) {
-        let mut made = std::mem::take(&mut self.made);
-        made.put_in_front(self.names, self.runs().flat_map(made::lines).filter(|line| !fits(line)));
-        (self.made, self.runs, self.dated) = (made, [const { 0..0 }; RUNS], false);
-    }
-
-    fn bytes(&self, run: &Range<u32>) -> &[u8] {
-        self.head.get(run.start as usize..run.end as usize).unwrap_or_default()
-    }
 }
 
 impl Fields for Lines {
     fn may_have(&self, names: Names) -> bool {
-        self.names.and(self.made.names()).may_share(names)
+        self.lines.may_have(names)
     }
 
     fn has(&self, name: &HeaderName) -> bool {
-        let is_it = |line: &[u8]| made::value(line, name.as_str().as_bytes()).is_some();
-        self.may_have_name(name) && self.runs().flat_map(made::lines).any(is_it) || self.made.has(name)
+        self.lines.has(name)
     }
 
     fn values_of<'s>(&'s self, name: &HeaderName) -> impl Iterator<Item = &'s [u8]> {
-        let runs = self.may_have_name(name).then(|| self.runs().flat_map(made::lines));
-        let values = runs.into_iter().flatten().filter_map(|line| made::value(line, name.as_str().as_bytes()));
-        values.chain(self.made.values_of(name))
+        self.lines.values_of(name)
     }
 
     fn remove(&mut self, name: &HeaderName) {
-        self.made.remove(name);
-        if self.may_have_name(name) {
-            self.drop_lines(|line| made::value(line, name.as_str().as_bytes()).is_some());
-        }
+        self.dated &= *name != DATE;
+        self.lines.remove(name);
     }
 
     fn replace(&mut self, name: &HeaderName, value: Option<FieldValue<'_>>) {
-        self.made.replace(name, None);
-        if self.may_have_name(name) {
-            self.drop_lines(|line| made::is_like(line, name.as_str().as_bytes()));
+        if *name == DATE {
+            self.dated = value.is_some();
         }
-        if let Some(value) = value {
-            self.append(name, value);
-        }
+        self.lines.replace(name, value);
     }
 
     fn remove_prefixed(&mut self, prefix: &str) {
-        self.made.remove_prefixed(prefix);
-        if self.names.may_begin(prefix.as_bytes()) {
-            self.drop_lines(|line| made::begins(line, prefix.as_bytes()));
-        }
+        self.dated &= !DATE.as_str().starts_with(prefix);
+        self.lines.remove_prefixed(prefix);
     }
 
     fn append(&mut self, name: &HeaderName, value: FieldValue<'_>) {
-        self.made.append(name, value);
+        self.dated |= *name == DATE;
+        self.lines.append(name, value);
     }
 
     fn append_written(&mut self, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
-        self.made.append_written(name, write);
+        self.dated |= *name == DATE;
+        self.lines.append_written(name, write);
     }
 
     fn append_all(&mut self, ready: &Ready) {
-        self.made.append_all(ready);
+        self.dated |= ready.iter().any(|(name, _)| *name == DATE);
+        self.lines.append_all(ready);
     }
 }
 

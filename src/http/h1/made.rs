@@ -6,6 +6,8 @@ use super::encode::field;
 
 /// Room for the lines of the usual rules, so that the buffer need not grow.
 const ROOM: usize = 512;
+/// Longest memory that is kept for another message.
+const KEPT: usize = 16 << 10;
 
 /// Whole lines, each written as `name: value` with CR LF behind it.
 #[derive(Clone, Debug, Default)]
@@ -109,13 +111,33 @@ impl Made {
         self.names
     }
 
-    /// Puts `kept` in front, lines of a message whose names are among `names`.
-    pub(super) fn put_in_front<'l>(&mut self, names: Names, kept: impl Iterator<Item = &'l [u8]>) {
-        let mut bytes = Vec::with_capacity(self.bytes.capacity().max(ROOM));
-        kept.for_each(|line| bytes.extend_from_slice(line));
-        bytes.extend_from_slice(&self.bytes);
-        self.bytes = bytes;
-        self.names = self.names.and(names);
+    /// Takes over whole lines as they came, behind the others; their names are noted with [`Made::note`].
+    pub(super) fn take_over(&mut self, lines: &[u8]) {
+        if lines.is_empty() {
+            return;
+        }
+        if self.bytes.capacity() == 0 {
+            self.bytes.reserve(lines.len().max(ROOM));
+        }
+        self.bytes.extend_from_slice(lines);
+    }
+
+    /// Notes the name of a line that is taken over.
+    #[inline]
+    pub(super) fn note(&mut self, name: &[u8]) {
+        self.names.add(name);
+    }
+
+    /// Forgets all lines. `false` if so much memory is left that it should not be kept for others.
+    pub(super) fn clear(&mut self) -> bool {
+        self.bytes.clear();
+        self.names = Names::default();
+        self.bytes.capacity() <= KEPT
+    }
+
+    /// The lines, as their memory.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     /// The lines.
@@ -140,12 +162,16 @@ impl Made {
 
     /// Removes the lines that `fits` is true for.
     pub fn drop_lines(&mut self, fits: impl Fn(&[u8]) -> bool) {
-        if !self.each().any(&fits) {
-            return;
+        let (mut at, mut kept) = (0, 0);
+        while let Some(line) = self.bytes.get(at..).and_then(|rest| rest.get(..=memchr::memchr(b'\n', rest)?)) {
+            let (len, keeps) = (line.len(), !fits(line));
+            if keeps {
+                self.bytes.copy_within(at..at + len, kept);
+                kept += len;
+            }
+            at += len;
         }
-        let mut kept = Vec::with_capacity(self.bytes.capacity());
-        self.each().filter(|line| !fits(line)).for_each(|line| kept.extend_from_slice(line));
-        self.bytes = kept;
+        self.bytes.truncate(kept);
     }
 }
 

@@ -12,6 +12,7 @@ pub mod fields;
 pub mod framing;
 pub mod lines;
 pub mod made;
+mod plain;
 #[cfg(test)]
 mod tests;
 

@@ -48,6 +48,8 @@ struct Inner {
     io: Option<ClientIo>,
     /// Read and not used yet.
     buf: BytesMut,
+    /// Whether `buf` is the block that all connections of the worker share: only while a head is looked for, never while the task rests.
+    lent: bool,
     /// How much of `buf` was looked at for the end of a head.
     seen: usize,
     /// Whether the last read filled all the room it had.
@@ -95,6 +97,7 @@ impl Wire {
         Self(Side::Own(Box::new(Inner {
             io: Some(io),
             buf: BytesMut::new(),
+            lent: false,
             seen: 0,
             much: false,
             decoder: Decoder::Done,
@@ -127,26 +130,13 @@ impl Wire {
     pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, limits: Limits, begun: impl Fn()) -> Poll<Heard> {
         self.with(Poll::Ready(Heard::End), |inner| {
             loop {
-                inner.skip_empty_lines();
-                if inner.sniffing && !inner.buf.is_empty() {
-                    let common = inner.buf.len().min(PREFACE.len());
-                    inner.sniffing = inner.buf.get(..common) == PREFACE.get(..common);
-                    if inner.sniffing && common == PREFACE.len() {
-                        return Poll::Ready(Heard::Http2);
-                    }
-                }
-                if !inner.buf.is_empty() && !inner.sniffing {
-                    let tls = inner.buf.first() == Some(&0x16);
-                    match parse_request(&mut inner.buf, &mut inner.seen, limits) {
-                        Ok(Some(head)) => return Poll::Ready(Heard::Head(head)),
-                        Ok(None) => begun(),
-                        Err(error) => return Poll::Ready(Heard::Bad { error, tls }),
-                    }
+                if let Some(heard) = inner.look(limits, &begun) {
+                    return Poll::Ready(heard);
                 }
                 if inner.eof {
                     return Poll::Ready(inner.hung_up());
                 }
-                match ready!(inner.poll_read(cx)) {
+                match ready!(inner.poll_read_head(cx)) {
                     Ok(0) => inner.eof = true,
                     Ok(_) => {}
                     Err(_) => return Poll::Ready(inner.hung_up()),
@@ -314,6 +304,52 @@ impl Inner {
         if self.buf.is_empty() { Heard::End } else { Heard::Cut }
     }
 
+    /// Looks for a head in what was read. The block is given back then.
+    #[inline]
+    fn look(&mut self, limits: Limits, begun: &impl Fn()) -> Option<Heard> {
+        self.skip_empty_lines();
+        if self.sniffing && !self.buf.is_empty() {
+            let common = self.buf.len().min(PREFACE.len());
+            self.sniffing = self.buf.get(..common) == PREFACE.get(..common);
+            if self.sniffing {
+                self.settle();
+                return (common == PREFACE.len()).then_some(Heard::Http2);
+            }
+        }
+        if self.buf.is_empty() {
+            self.settle();
+            return None;
+        }
+        let tls = self.buf.first() == Some(&0x16);
+        let parsed = parse_request(&mut self.buf, &mut self.seen, limits);
+        self.settle();
+        match parsed {
+            Ok(Some(head)) => Some(Heard::Head(head)),
+            Ok(None) => {
+                begun();
+                None
+            }
+            Err(error) => Some(Heard::Bad { error, tls }),
+        }
+    }
+
+    /// The block is left to the other connections; what was not used stays here.
+    #[inline]
+    fn settle(&mut self) {
+        if std::mem::take(&mut self.lent) {
+            block::give_back(&mut self.buf);
+        }
+    }
+
+    /// One read for a head, which mostly comes as a whole: with nothing in the buffer the block itself is looked at.
+    #[inline]
+    fn poll_read_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Some(io) = self.io.as_mut().filter(|_| self.buf.is_empty() && !self.much) else { return self.poll_read(cx) };
+        let read = ready!(block::poll_lend(io, &mut self.buf, cx))?;
+        (self.lent, self.much) = (read.bytes > 0, read.full);
+        Poll::Ready(Ok(read.bytes))
+    }
+
     /// One read, behind what is in the buffer: into the block that all connections share, or into a buffer of this one where much
     /// comes.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -459,12 +495,17 @@ impl Outbox {
         }
     }
 
-    fn advance(&mut self, mut written: usize) {
-        for part in [&mut self.front as &mut dyn Buf, &mut self.piece, &mut self.back] {
-            let step = written.min(part.remaining());
-            part.advance(step);
-            written -= step;
+    fn advance(&mut self, written: usize) {
+        let of_front = written.min(self.front.len());
+        if of_front == self.front.len() {
+            // All of its memory is there for the next answer, as it would not be behind a mere step over what was written.
+            self.front.clear();
+        } else {
+            self.front.advance(of_front);
         }
+        let of_piece = (written - of_front).min(self.piece.len());
+        self.piece.advance(of_piece);
+        self.back = self.back.get(written - of_front - of_piece..).unwrap_or_default();
         if self.piece.is_empty() {
             // An empty slice would still hold the memory it came from, and whoever reads there could not use it again.
             self.piece = Bytes::new();

@@ -23,6 +23,8 @@ pub(super) struct Input {
     pub(super) buffer: BytesMut,
     /// Bytes read since the request began.
     pub(super) count: u64,
+    /// Whether `buffer` is the block that all connections of the worker share: only while a head is looked for, never while the task rests.
+    lent: bool,
     /// The last read filled all the room it had: more is there.
     full: bool,
 }
@@ -34,6 +36,27 @@ impl Input {
         let read = ready!(if own { self.read_own(wire, cx, left) } else { self.read_shared(wire, cx) })?;
         self.count += read as u64;
         Poll::Ready(Ok(read))
+    }
+
+    /// Reads once for a head: mostly it comes as a whole, and with nothing before it the block itself is looked at. [`Input::settle`] is called
+    /// when that is done.
+    #[inline]
+    pub(super) fn poll_read_head(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.full || !self.buffer.is_empty() {
+            return self.poll_read(wire, cx, None);
+        }
+        let read = ready!(block::poll_lend(wire, &mut self.buffer, cx))?;
+        (self.lent, self.full) = (read.bytes > 0, read.full);
+        self.count += read.bytes as u64;
+        Poll::Ready(Ok(read.bytes))
+    }
+
+    /// The block is left to the other connections; what was not used stays here.
+    #[inline]
+    pub(super) fn settle(&mut self) {
+        if std::mem::take(&mut self.lent) {
+            block::give_back(&mut self.buffer);
+        }
     }
 
     fn read_own(&mut self, wire: &mut Wire, cx: &mut Context<'_>, left: Option<u64>) -> Poll<io::Result<usize>> {

@@ -164,9 +164,9 @@ impl H1 {
         let inner = &mut *self.0;
         inner.pump(cx)?;
         loop {
-            if let Some(mut head) =
-                parse_response(&mut inner.input.buffer, &mut inner.seen, LIMITS, inner.as_lines).map_err(Error::Parse)?
-            {
+            let parsed = parse_response(&mut inner.input.buffer, &mut inner.seen, LIMITS, inner.as_lines);
+            inner.input.settle();
+            if let Some(mut head) = parsed.map_err(Error::Parse)? {
                 if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
                     inner.interim += 1;
                     if inner.interim > MAX_INTERIM {
@@ -177,7 +177,7 @@ impl H1 {
                 inner.begin_response(&mut head)?;
                 return Poll::Ready(Ok(head));
             }
-            if ready!(inner.input.poll_read(&mut inner.wire, cx, None)).map_err(|error| Error::Closed(Some(error)))? == 0 {
+            if ready!(inner.input.poll_read_head(&mut inner.wire, cx)).map_err(|error| Error::Closed(Some(error)))? == 0 {
                 return Poll::Ready(Err(Error::Closed(inner.output.take_error())));
             }
         }
