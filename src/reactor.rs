@@ -78,6 +78,7 @@ impl Here {
         while left > 0 {
             let some = left.min(TOGETHER);
             left -= some;
+            self.sources.borrow_mut().read_ahead(some);
             self.tasks.run(some);
             self.sources.borrow_mut().flush(|waits| waiting.push(waits));
         }

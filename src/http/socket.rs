@@ -79,12 +79,13 @@ impl Socket {
     pub fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
         match &self.0 {
-            Watch::Reactor { registration, tcp } => {
-                registration.is_here()
-                    && (!registration.is_ready(Direction::Read)
-                        || (retry_on_intr(|| rustix::net::recv(tcp, &mut byte, RecvFlags::empty())) == Err(Errno::AGAIN)
-                            && registration.found_nothing(Direction::Read).is_ok()))
+            Watch::Reactor { registration, tcp } if registration.is_here() => {
+                !registration.is_ready(Direction::Read)
+                    || (registration.take_ahead(&mut ReadBuf::new(&mut byte)).is_none()
+                        && retry_on_intr(|| rustix::net::recv(tcp, &mut byte, RecvFlags::empty())) == Err(Errno::AGAIN)
+                        && registration.found_nothing(Direction::Read).is_ok())
             }
+            Watch::Reactor { .. } => false,
             Watch::Runtime(tcp) => tcp.try_read(&mut byte).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock),
         }
     }
@@ -109,9 +110,7 @@ impl Socket {
             ready!(registration.poll_ready(direction, cx));
             match retry_on_intr(|| act(tcp.as_fd())) {
                 Ok((count, of)) => {
-                    if count > 0 && count < of {
-                        registration.used_up(direction);
-                    }
+                    registration.has_moved(direction, count, of);
                     return Poll::Ready(Ok(count));
                 }
                 Err(Errno::AGAIN) => registration.found_nothing(direction)?,
@@ -187,6 +186,11 @@ fn poll_by_runtime(
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Watch::Reactor { registration, .. } = &self.0
+            && let Some(read) = registration.take_ahead(buf)
+        {
+            return Poll::Ready(read);
+        }
         self.poll_once(cx, Direction::Read, |tcp| {
             let room = buf.remaining();
             Ok((receive(tcp, buf)?, room))

@@ -1,5 +1,6 @@
 //! The sockets of a reactor: what is known of each, and who waits for it.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::TcpStream;
 use std::ops::Range;
@@ -9,14 +10,17 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::SendFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use slab::Slab;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::runtime::Handle;
 
 use super::home::Home;
 use super::poller::{READ, READ_END, WRITE, WRITE_END};
-use super::{HERE, tasks};
+use super::{HERE, Here, TOGETHER, tasks};
+
+/// Most bytes that are read for a task before it asks: room for most requests and many answers.
+const AHEAD: usize = 2 << 10;
 
 /// How long the other side of a closed socket has to take the rest of the last write.
 const LINGER: Duration = Duration::from_secs(10);
@@ -72,6 +76,14 @@ struct Source {
     ready: u8,
     reader: Option<Waits>,
     writer: Option<Waits>,
+    /// What was read for its task before that asked, in the batch's memory.
+    ahead: Range<usize>,
+    /// The same, when its task has not asked in its turn.
+    kept: Vec<u8>,
+    /// Why nothing could be read ahead.
+    broken: Option<Errno>,
+    /// Whether what comes is short, as far as the last read tells.
+    short: bool,
     /// Which of the batch's writes is its own.
     held: Option<usize>,
     /// What is left of a write that the system took only a part of.
@@ -87,6 +99,39 @@ impl Source {
         match direction {
             Direction::Read => &mut self.reader,
             Direction::Write => &mut self.writer,
+        }
+    }
+
+    /// Whether there is what `direction` says, as far as was heard.
+    fn is_ready(&self, direction: Direction) -> bool {
+        self.ready & direction.mask() != 0
+            || direction == Direction::Read && (!self.ahead.is_empty() || !self.kept.is_empty() || self.broken.is_some())
+    }
+
+    /// Reads for the task, if what comes is short. Gives how many bytes it read into `room`.
+    fn read_ahead(&mut self, start: usize, room: &mut [u8]) -> usize {
+        if !self.short || !self.ahead.is_empty() || !self.kept.is_empty() || self.ready & READ == 0 {
+            return 0;
+        }
+        match retry_on_intr(|| rustix::net::recv(&*self.socket, &mut *room, RecvFlags::empty())) {
+            // An end stays where it is.
+            Ok((0, _)) => 0,
+            Ok((count, _)) => {
+                self.ahead = start..start + count;
+                self.short = count < room.len();
+                if self.short {
+                    self.ready &= !READ;
+                }
+                count
+            }
+            Err(Errno::AGAIN) => {
+                self.ready &= !Direction::Read.mask();
+                0
+            }
+            Err(error) => {
+                self.broken = Some(error);
+                0
+            }
         }
     }
 
@@ -145,11 +190,28 @@ pub(super) struct Sources {
     /// Writes that are held back, and their bytes.
     held: Vec<Held>,
     bytes: Vec<u8>,
+    /// Sockets of whose tasks something was heard that they wait for, in the order in which they will run.
+    heard: VecDeque<Key>,
+    /// What was read for the tasks that run, and how much of it is in use.
+    ahead: Vec<u8>,
+    used: usize,
+    /// Whose.
+    readers: Vec<Key>,
 }
 
 impl Sources {
     pub(super) const fn new() -> Self {
-        Self { home: None, places: Slab::new(), round: 0, held: Vec::new(), bytes: Vec::new() }
+        Self {
+            home: None,
+            places: Slab::new(),
+            round: 0,
+            held: Vec::new(),
+            bytes: Vec::new(),
+            heard: VecDeque::new(),
+            ahead: Vec::new(),
+            used: 0,
+            readers: Vec::new(),
+        }
     }
 
     pub(super) fn open(&mut self, home: &Arc<Home>) {
@@ -175,6 +237,10 @@ impl Sources {
             ready: WRITE,
             reader: None,
             writer: None,
+            ahead: 0..0,
+            kept: Vec::new(),
+            broken: None,
+            short: true,
             held: None,
             rest: Vec::new(),
             failed: None,
@@ -191,7 +257,64 @@ impl Sources {
         source.send_rest();
         let ready = source.ready & (ready | READ_END | WRITE_END);
         let take = |waiting: &mut Option<Waits>, mask: u8| if ready & mask == 0 { None } else { waiting.take() };
-        [take(&mut source.reader, Direction::Read.mask()), take(&mut source.writer, Direction::Write.mask())]
+        let woken = [take(&mut source.reader, Direction::Read.mask()), take(&mut source.writer, Direction::Write.mask())];
+        if matches!(woken, [Some(Waits::Task(_)), _]) {
+            self.heard.push_back(key);
+        }
+        woken
+    }
+
+    /// Reads for the next `count` tasks what they wait for.
+    pub(super) fn read_ahead(&mut self, count: usize) {
+        let mut ahead = std::mem::take(&mut self.ahead);
+        ahead.resize(TOGETHER * AHEAD, 0);
+        for _ in 0..count {
+            let Some(key) = self.heard.pop_front() else { break };
+            let start = self.used;
+            let Some(room) = ahead.get_mut(start..start + AHEAD) else { break };
+            let Some(source) = self.get(key) else { continue };
+            let read = source.read_ahead(start, room);
+            if read > 0 {
+                self.used += read;
+                self.readers.push(key);
+            }
+        }
+        self.ahead = ahead;
+    }
+
+    /// Gives what was read ahead of a socket's task; `None` if nothing was.
+    fn take_ahead(&mut self, key: Key, into: &mut ReadBuf<'_>) -> Option<Result<(), Errno>> {
+        let ahead = std::mem::take(&mut self.ahead);
+        let taken = self.get(key).and_then(|source| {
+            if !source.ahead.is_empty() {
+                let bytes = ahead.get(source.ahead.clone()).unwrap_or_default();
+                let count = bytes.len().min(into.remaining());
+                into.put_slice(bytes.get(..count).unwrap_or_default());
+                source.ahead.start += count;
+                Some(Ok(()))
+            } else if !source.kept.is_empty() {
+                let count = source.kept.len().min(into.remaining());
+                into.put_slice(source.kept.get(..count).unwrap_or_default());
+                source.kept.drain(..count);
+                Some(Ok(()))
+            } else {
+                source.broken.take().map(Err)
+            }
+        });
+        self.ahead = ahead;
+        taken
+    }
+
+    /// The tasks for which something was read have run: what they have not asked for is kept.
+    fn keep_ahead(&mut self) {
+        let (readers, ahead) = (std::mem::take(&mut self.readers), std::mem::take(&mut self.ahead));
+        for &key in &readers {
+            if let Some(source) = self.get(key).filter(|source| !source.ahead.is_empty()) {
+                source.kept = ahead.get(std::mem::take(&mut source.ahead)).unwrap_or_default().to_vec();
+            }
+        }
+        (self.readers, self.ahead, self.used) = (readers, ahead, 0);
+        self.readers.clear();
     }
 
     /// Holds a write back until [`Self::flush`]. `false`: it is to be done at once, after what is held.
@@ -209,6 +332,7 @@ impl Sources {
 
     /// Does the writes that were held back. Who is to hear that one could not be done is woken by `tell`.
     pub(super) fn flush(&mut self, mut tell: impl FnMut(Waits)) {
+        self.keep_ahead();
         let (held, bytes) = (std::mem::take(&mut self.held), std::mem::take(&mut self.bytes));
         for (place, write) in held.iter().enumerate() {
             let Some(source) = self.get(write.key).filter(|source| source.held == Some(place)) else { continue };
@@ -296,10 +420,15 @@ impl Registration {
         HERE.with(|here| here.tag.get() == self.home.tag())
     }
 
+    /// Does something with the sockets of this thread, if this is one of them.
+    fn with<T>(&self, elsewhere: T, act: impl FnOnce(&Here, &mut Sources) -> T) -> T {
+        HERE.with(|here| if here.tag.get() == self.home.tag() { act(here, &mut here.sources.borrow_mut()) } else { elsewhere })
+    }
+
     /// Takes a short write, to be done with those of other sockets before the reactor looks for new events: the system's code for
     /// writing, and the worker's own, then stay in the processor's caches. `false`: it is not taken, and [`Self::poll_settled`] comes first.
     pub fn hold(&self, pieces: &[IoSlice<'_>]) -> bool {
-        HERE.with(|here| here.running.get() && here.sources.borrow_mut().hold(self.key, pieces))
+        self.with(false, |here, sources| here.running.get() && sources.hold(self.key, pieces))
     }
 
     /// Ready when writes that were held back are done.
@@ -308,7 +437,7 @@ impl Registration {
     /// The system refused one.
     pub fn poll_settled(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            match HERE.with(|here| here.sources.borrow_mut().settle(self.key)) {
+            match self.with(Settled::Done, |_, sources| sources.settle(self.key)) {
                 Settled::Done => return Poll::Ready(Ok(())),
                 Settled::Failed(error) => return Poll::Ready(Err(error.into())),
                 Settled::Blocked => ready!(self.poll_ready(Direction::Write, cx)),
@@ -318,41 +447,53 @@ impl Registration {
 
     /// Bytes of writes that were held back and which the system then refused, all of them.
     pub fn lost(&self) -> u64 {
-        HERE.with(|here| here.sources.borrow_mut().get(self.key).map_or(0, |source| source.lost))
+        self.with(0, |_, sources| sources.get(self.key).map_or(0, |source| source.lost))
     }
 
     /// Whether there is what `direction` says, as far as was heard.
     pub fn is_ready(&self, direction: Direction) -> bool {
-        HERE.with(|here| here.sources.borrow_mut().get(self.key).is_some_and(|source| source.ready & direction.mask() != 0))
+        self.with(false, |_, sources| sources.get(self.key).is_some_and(|source| source.is_ready(direction)))
+    }
+
+    /// What was read before it was asked for, if anything was.
+    pub fn take_ahead(&self, into: &mut ReadBuf<'_>) -> Option<io::Result<()>> {
+        self.with(None, |_, sources| sources.take_ahead(self.key, into)).map(|taken| taken.map_err(Into::into))
     }
 
     /// Ready if there is what `direction` says, as far as was heard; else the task is woken when it comes. Only the last one to ask is.
     pub fn poll_ready(&self, direction: Direction, cx: &mut Context<'_>) -> Poll<()> {
-        let (ready, before) = HERE.with(|here| {
-            let mut sources = here.sources.borrow_mut();
+        let (ready, before) = self.with((Poll::Ready(()), None), |here, sources| {
             let Some(source) = sources.get(self.key) else { return (Poll::Ready(()), None) };
-            if source.ready & direction.mask() != 0 {
+            if source.is_ready(direction) {
                 return (Poll::Ready(()), None);
             }
-            let waiting = source.waiting(direction);
             let waits = match here.tasks.current(cx.waker()) {
                 Some(task) => Waits::Task(task),
                 None => Waits::Other(cx.waker().clone()),
             };
-            (Poll::Pending, waiting.replace(waits))
+            (Poll::Pending, source.waiting(direction).replace(waits))
         });
         // Where nothing is borrowed: it may be the last that holds a task.
         drop(before);
         ready
     }
 
-    /// The last attempt did less than it could have: nothing is left of what `direction` says, unless an end was heard.
-    pub fn used_up(&self, direction: Direction) {
-        let mask = match direction {
-            Direction::Read => READ,
-            Direction::Write => WRITE,
-        };
-        self.clear(mask);
+    /// The last attempt moved `count` bytes of the `of` that it could have: if fewer, nothing is left of what `direction` says, unless an
+    /// end was heard.
+    pub fn has_moved(&self, direction: Direction, count: usize, of: usize) {
+        self.with((), |_, sources| {
+            let Some(source) = sources.get(self.key) else { return };
+            match direction {
+                Direction::Read => {
+                    source.short = count < AHEAD;
+                    if count > 0 && count < of {
+                        source.ready &= !READ;
+                    }
+                }
+                Direction::Write if count > 0 && count < of => source.ready &= !WRITE,
+                Direction::Write => {}
+            }
+        });
     }
 
     /// The last attempt found nothing.
@@ -360,23 +501,18 @@ impl Registration {
     /// # Errors
     /// And nothing is to come, since a write could not be done.
     pub fn found_nothing(&self, direction: Direction) -> io::Result<()> {
-        self.clear(direction.mask());
-        let failed = HERE.with(|here| here.sources.borrow_mut().get(self.key).and_then(|source| source.failed));
+        let failed = self.with(None, |_, sources| {
+            let source = sources.get(self.key)?;
+            source.ready &= !direction.mask();
+            source.failed
+        });
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// For tests: as if there were room to write.
     #[cfg(test)]
     pub(crate) fn believe_writable(&self) {
-        HERE.with(|here| here.sources.borrow_mut().get(self.key).unwrap().ready |= WRITE);
-    }
-
-    fn clear(&self, mask: u8) {
-        HERE.with(|here| {
-            if let Some(source) = here.sources.borrow_mut().get(self.key) {
-                source.ready &= !mask;
-            }
-        });
+        self.with((), |_, sources| sources.get(self.key).unwrap().ready |= WRITE);
     }
 }
 
