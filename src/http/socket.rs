@@ -97,8 +97,6 @@ impl Socket {
         direction: Direction,
         mut act: impl FnMut(BorrowedFd<'_>) -> Result<(usize, usize), Errno>,
     ) -> Poll<io::Result<usize>> {
-        // Who always finds something leaves others their turn.
-        ready!(reactor::poll_turn(cx));
         let (registration, tcp) = match &self.0 {
             Watch::Reactor { registration, tcp } => (registration, tcp),
             Watch::Runtime(tcp) => return poll_by_runtime(tcp, cx, direction, act),
@@ -135,6 +133,8 @@ impl Socket {
         length: usize,
         write: impl Fn(BorrowedFd<'_>) -> Result<usize, Errno>,
     ) -> Poll<io::Result<usize>> {
+        // Who always finds room leaves others their turn.
+        ready!(reactor::poll_turn(cx));
         if let Watch::Reactor { registration, .. } = &self.0 {
             if length <= SHORT && registration.hold(pieces) {
                 return Poll::Ready(Ok(length));
@@ -186,6 +186,8 @@ fn poll_by_runtime(
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // Who always finds something leaves others their turn.
+        ready!(reactor::poll_turn(cx));
         if let Watch::Reactor { registration, .. } = &self.0
             && let Some(read) = registration.take_ahead(buf)
         {
