@@ -137,7 +137,7 @@ impl<'a> ResponseBody<'a> {
     }
 
     fn end(&mut self, cut: Option<Reason>) {
-        if let Some(finish) = self.finish.take() {
+        if let Some(mut finish) = self.finish.take() {
             finish.run(self.bytes, self.complete, cut);
         }
     }
@@ -273,7 +273,8 @@ impl Finish<'_> {
         self.snapshot.protected.filter_trailers(trailers);
     }
 
-    fn run(mut self, bytes: u64, complete: bool, cut: Option<Reason>) {
+    /// Done once, before it is dropped.
+    fn run(&mut self, bytes: u64, complete: bool, cut: Option<Reason>) {
         // An answer that was there with its head is handed over at once: no other look at the clock is needed.
         let now = self.whole_at.filter(|_| complete).unwrap_or_else(Instant::now);
         let mut reason = self.reason;

@@ -12,7 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, ORIGIN, TRAILER};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, request, response};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, request, response};
 use http_body::Body;
 
 use crate::error::{Reason, Refusal};
@@ -103,20 +103,19 @@ enum Scope<'a> {
     Route(&'a RouteHandle),
 }
 
-type Outcomes<'a> = (Result<Answer, Box<Refusal>>, Scope<'a>);
+type Outcomes<'a> = (Result<(), Box<Refusal>>, Scope<'a>);
 
-/// Answers a request. A panic on the way costs this request only: a 500.
-pub async fn handle<'a>(inbound: Inbound<'a>, request: Request<Incoming>) -> Answered<'a> {
+/// Answers a request, of which `head` is used up. A panic on the way costs this request only: a 500. The answer is put into `answered`, where
+/// it stays: it is large, and every step on its way would move it.
+pub async fn handle<'a>(inbound: Inbound<'a>, head: &mut request::Parts, body: Incoming, answered: &mut Option<Answered<'a>>) {
     let snapshot = inbound.snapshot;
-    // Pinned as it is made, and its outcome put where it stays: both are large, and every step would move them.
-    let mut answering = pin!(answer(inbound, request));
-    let mut response = None;
-    std::future::poll_fn(|cx| {
-        let poll = || answering.as_mut().poll(cx).map(|answer| response = Some(answer));
-        std::panic::catch_unwind(AssertUnwindSafe(poll)).unwrap_or(Poll::Ready(()))
-    })
-    .await;
-    response.unwrap_or_else(|| internal_error(snapshot))
+    {
+        // Pinned as it is made: it is large.
+        let mut answering = pin!(answer(inbound, head, body, answered));
+        std::future::poll_fn(|cx| std::panic::catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx))).unwrap_or(Poll::Ready(())))
+            .await;
+    }
+    answered.get_or_insert_with(|| internal_error(snapshot));
 }
 
 /// The answer to bytes that are no request, of which there is nothing to route, to log or to count.
@@ -148,15 +147,14 @@ fn unix_ms(now: Instant) -> u64 {
     unix.as_secs().saturating_mul(1000).saturating_add(u64::from(unix.subsec_millis()))
 }
 
-async fn answer<'a>(inbound: Inbound<'a>, request: Request<Incoming>) -> Answered<'a> {
+async fn answer<'a>(inbound: Inbound<'a>, head: &mut request::Parts, incoming: Incoming, answered: &mut Option<Answered<'a>>) {
     let now = Instant::now();
-    let has_body = !request.body().is_end_stream();
+    let has_body = !incoming.is_end_stream();
     inbound.link.clock().request_started(now, has_body);
-    let (head, incoming) = request.into_parts();
     let Inbound { client, snapshot, link, upgrading, survey } = inbound;
     let trusted = !snapshot.trusted.is_empty() && snapshot.trusted.contains(unmap(client.connection.peer.ip()));
-    let mut ex = exchange(client, snapshot, &head, now, trusted);
-    let pending = Pending::new(finish(snapshot, link, &ex, &head));
+    let mut ex = exchange(client, snapshot, head, now, trusted);
+    let pending = Pending::new(finish(snapshot, link, &ex, head));
     let seen = survey.unwrap_or_else(|| Survey::of(&head.headers));
     let mut cx = Context {
         snapshot,
@@ -178,8 +176,16 @@ async fn answer<'a>(inbound: Inbound<'a>, request: Request<Incoming>) -> Answere
         pending,
         ending: &client.ending,
     };
-    let (outcome, scope) = route(&mut ex, &mut cx, head).await;
-    complete(&mut ex, &mut cx, outcome, scope).await
+    let mut answer = Answer::none();
+    let (outcome, scope) = route(&mut ex, &mut cx, head, &mut answer).await;
+    let status = complete(&mut ex, &mut cx, &mut answer, outcome, scope).await;
+    let bodiless =
+        ex.method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED || status.is_informational();
+    let Answer { parts, lines, id, source } = answer;
+    *answered = Some(match cx.pending.take() {
+        Some(finish) => Answered { parts, lines, id, body: ResponseBody::new(source, finish, bodiless) },
+        None => Answered::unaccounted(parts, Bytes::new()),
+    });
 }
 
 /// What is known of a request before anything is checked.
@@ -235,8 +241,8 @@ fn finish<'a>(snapshot: &'a Arc<View>, link: &'a Link, ex: &Exchange, head: &req
 }
 
 /// Checks the head, finds the route, and takes the request through its chain.
-async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, mut head: request::Parts) -> Outcomes<'a> {
-    if let Err(refusal) = check(ex, cx, &mut head) {
+async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, head: &mut request::Parts, answer: &mut Answer) -> Outcomes<'a> {
+    if let Err(refusal) = check(ex, cx, head) {
         return (Err(refusal), Scope::Bare);
     }
     // HTTP/2 has no `Host` field.
@@ -246,9 +252,9 @@ async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, mut head: request::P
         entry.host = ex.host.authority.as_ref().map(Label::from);
     }
     if ex.method == Method::OPTIONS && head.uri.path() == "*" {
-        let mut answer = Answer::no_content();
+        *answer = Answer::no_content();
         answer.parts.headers.insert(ALLOW, ALL_METHODS);
-        return (Ok(answer), Scope::Bare);
+        return (Ok(()), Scope::Bare);
     }
     let preflight = preflight_method(&ex.method, &head.headers).and_then(|asked| Method::from_bytes(asked.as_bytes()).ok());
     // Sent twice it is nobody's.
@@ -276,7 +282,7 @@ async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, mut head: request::P
             entry.route = Some(Label::from(&route.name));
         }
     }
-    let outcome = Route::run(route, ex, cx, head.headers).await;
+    let outcome = Route::run(route, ex, cx, &mut head.headers, answer).await;
     (outcome, Scope::Route(route))
 }
 
@@ -310,23 +316,25 @@ fn find<'a>(
     }
 }
 
-/// The way back: every response, whoever made it, gets the same fields, and is accounted for when it ends.
-async fn complete<'a>(ex: &mut Exchange, cx: &mut Context<'a>, outcome: Result<Answer, Box<Refusal>>, scope: Scope<'_>) -> Answered<'a> {
-    let is_head = ex.method == Method::HEAD;
-    let outcome = if cx.extended { outcome.and_then(opens_or_fails) } else { outcome };
+/// The way back: every response, whoever made it, gets the same fields, and what accounts for it is told. Returns its status.
+async fn complete(
+    ex: &mut Exchange,
+    cx: &mut Context<'_>,
+    answer: &mut Answer,
+    outcome: Result<(), Box<Refusal>>,
+    scope: Scope<'_>,
+) -> StatusCode {
+    let outcome = if cx.extended { outcome.and_then(|()| opens_or_fails(answer)) } else { outcome };
     let mut close = cx.ending.draining.load(Relaxed);
     let reason = outcome.as_ref().err().map(|refusal| refusal.reason);
-    let mut answer = match outcome {
-        Ok(answer) => answer,
-        Err(refusal) => {
-            close |= refusal.close;
-            refused(ex, cx, &refusal, is_head)
-        }
-    };
+    if let Err(refusal) = outcome {
+        close |= refusal.close;
+        *answer = refused(ex, cx, &refusal, ex.method == Method::HEAD);
+    }
     match &scope {
         Scope::Bare => {}
         Scope::Fallback => cx.snapshot.fallback.finish_response(ex, cx.origin.as_ref().map(Label::as_bytes), answer.headers()),
-        Scope::Route(route) => route.finish_response(ex, cx, &mut answer),
+        Scope::Route(route) => route.finish_response(ex, cx, answer),
     }
     if let Some(name) = &cx.snapshot.request_id {
         answer.set_id(name, std::mem::replace(&mut ex.request_id, HeaderValue::from_static("")));
@@ -340,13 +348,11 @@ async fn complete<'a>(ex: &mut Exchange, cx: &mut Context<'a>, outcome: Result<A
     }
     cx.link.clock().response_started();
     let status = answer.parts.status;
-    let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED || status.is_informational();
-    let Some(mut finish) = cx.pending.take() else {
-        return Answered::unaccounted(answer.parts, Bytes::new());
-    };
+    let body = cx.body.take();
+    let Some(finish) = cx.pending.get() else { return status };
     finish.status = status.as_u16();
     finish.reason = reason;
-    finish.body = cx.body.take();
+    finish.body = body;
     if finish.grpc && finish.grpc_status.is_none() {
         finish.grpc_status = grpc::status_in(answer.headers()).and_then(|status| u8::try_from(status).ok());
     }
@@ -363,17 +369,19 @@ async fn complete<'a>(ex: &mut Exchange, cx: &mut Context<'a>, outcome: Result<A
         entry.auth_error = ex.auth_error;
         entry.rate_limit = ex.rate_limit.take();
     }
-    if let Some(call) = cx.grpc_web.filter(|_| answer.source.ended()) {
-        answer.source = call.show_status(answer.headers()).map_or(answer.source, Source::Full);
+    if let Some(call) = cx.grpc_web.filter(|_| answer.source.ended())
+        && let Some(shown) = call.show_status(answer.headers())
+    {
+        answer.source = Source::Full(shown);
     }
-    Answered { parts: answer.parts, lines: answer.lines, id: answer.id, body: ResponseBody::new(answer.source, finish, bodiless) }
+    status
 }
 
 /// Any 2xx would open a tunnel for the client of an extended CONNECT (RFC 8441): one that nobody else opened.
-fn opens_or_fails(answer: Answer) -> Result<Answer, Box<Refusal>> {
+fn opens_or_fails(answer: &Answer) -> Result<(), Box<Refusal>> {
     match &answer.source {
-        Source::Tunnel(_) => Ok(answer),
-        _ if !answer.parts.status.is_success() => Ok(answer),
+        Source::Tunnel(_) => Ok(()),
+        _ if !answer.parts.status.is_success() => Ok(()),
         Source::Upstream(_) | Source::Adapted(_) | Source::Web(..) => {
             Err(Refusal::new(Reason::UpstreamProtocolError, "The upstream answered the WebSocket handshake without opening one."))
         }

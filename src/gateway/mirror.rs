@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method, Response};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 
@@ -25,7 +25,7 @@ use crate::reactor;
 use crate::targets::mirror::{Mirror, Place, Room};
 use crate::telemetry::metrics::{Mirrored, RouteMetrics};
 use crate::upstream::call::{Call, CallBody, Limit, Trace};
-use crate::upstream::client::send;
+use crate::upstream::client::{ReplyHead, send};
 use crate::upstream::copy::CopyTime;
 use crate::upstream::failure::Failure;
 use crate::upstream::retry::idempotent;
@@ -147,7 +147,7 @@ impl Copy {
             method: &self.method,
             target: &self.target,
             idempotent: idempotent(&self.method, &self.headers),
-            headers: self.headers,
+            headers: &self.headers,
             host: self.host.as_ref(),
             body,
             retry: None,
@@ -157,9 +157,11 @@ impl Copy {
             added: None,
             as_lines: false,
         };
-        let sent = send(&self.handle.upstream, &self.handle.metrics, &mut call, &mut Trace::default()).await;
+        let (mut parts, ()) = Response::new(()).into_parts();
+        let mut head = ReplyHead { parts: &mut parts, lines: &mut None };
+        let sent = send(&self.handle.upstream, &self.handle.metrics, &mut call, &mut Trace::default(), &mut head).await;
         let mut answer = match sent {
-            Ok(reply) => reply.whole().into_body(),
+            Ok(body) => body,
             Err(_) if time.was_sent() => return Mirrored::Sent,
             Err(failure) if failure == Failure::ANSWERED => return Mirrored::Late,
             Err(failure) => {

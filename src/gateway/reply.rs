@@ -20,6 +20,11 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// One that nobody has made yet.
+    pub(super) fn none() -> Self {
+        Self::new(Response::new(()).into_parts().0, Source::Empty)
+    }
+
     /// An answer.
     pub fn new(parts: response::Parts, source: Source) -> Self {
         Self { parts, lines: None, id: None, source }

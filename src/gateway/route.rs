@@ -64,70 +64,87 @@ impl std::fmt::Debug for Route {
 }
 
 impl Route {
-    /// Takes a request through the chain. The order is a security property, so it is written here once and cannot be configured.
+    /// Takes a request through the chain, and puts the target's answer into `answer`. The order is a security property, so it is written here
+    /// once and cannot be configured.
     ///
     /// # Errors
     /// The refusal of the first step that refuses; the caller makes the answer from it.
-    pub async fn run(&self, ex: &mut Exchange, cx: &mut Context<'_>, mut headers: HeaderMap) -> Result<Answer, Box<Refusal>> {
+    pub async fn run(
+        &self,
+        ex: &mut Exchange,
+        cx: &mut Context<'_>,
+        headers: &mut HeaderMap,
+        answer: &mut Answer,
+    ) -> Result<(), Box<Refusal>> {
         // First of all, so that a denied address learns nothing about the route, its CORS rules included.
         if let Some(ip) = &self.ip {
             ip.check(ex.client_ip).inspect_err(|_| cx.cors = CorsFields::Withheld)?;
         }
         // Outside auth and limits: preflights carry no credentials, and browsers can read only a 401 or 429 that has CORS fields.
         if let Some(cors) = &self.cors {
-            if let Some(fields) = cors.preflight(&ex.method, &headers) {
+            if let Some(fields) = cors.preflight(&ex.method, headers) {
                 cx.cors = CorsFields::Preflight(fields);
-                return Ok(Answer::no_content());
+                *answer = Answer::no_content();
+                return Ok(());
             }
             if cx.websocket.is_some() {
-                cors.check_websocket_origin(&headers)?;
+                cors.check_websocket_origin(headers)?;
             }
         }
         // Before anything is read or buffered.
-        check_declared_length(self.body_limit, &headers)?;
+        check_declared_length(self.body_limit, headers)?;
         // Parts get what the client sent, credentials included, if the configuration says so.
         let picked = match &self.target {
-            Target::Aggregate(aggregate) => Some(aggregate.pick(&headers)),
+            Target::Aggregate(aggregate) => Some(aggregate.pick(headers)),
             Target::Proxy(_) | Target::Split(_) | Target::Respond(_) | Target::Redirect(_) => None,
         };
         // Whether it is no longer the time at which the request came.
         let mut late = false;
         // Before auth, so that guessing credentials is limited.
         if let Some(limits) = &self.limits
-            && let Some(pending) = undecided(limits.check_address(ex, &headers, ex.started))?
+            && let Some(pending) = undecided(limits.check_address(ex, headers, ex.started))?
         {
             Box::pin(pending.finish(ex)).await?;
             late = true;
         }
         let credential = match &self.auth {
-            Some(auth) => Some(auth.check(ex, &headers).await?),
+            Some(auth) => Some(auth.check(ex, headers).await?),
             None => None,
         };
         late |= credential.as_ref().is_some_and(Spent::took_time);
         // After auth, since the identity is known now; `global` last, so that refused requests do not eat the shared quota.
         if let Some(limits) = &self.limits
-            && let Some(pending) = undecided(limits.check_identity(ex, &headers, ex.started))?
+            && let Some(pending) = undecided(limits.check_identity(ex, headers, ex.started))?
         {
             Box::pin(pending.finish(ex)).await?;
             late = true;
         }
         // Only now, since limits may count by the credential; and before anything else can see the request.
         if let Some(credential) = credential {
-            credential.remove(&mut headers, &mut ex.target);
+            credential.remove(headers, &mut ex.target);
         }
         // A library user's own steps know the caller, and see what the client sent without its credential.
         for own in cx.snapshot.middleware.iter() {
-            own.request(&self.name, ex, &mut headers)?;
+            own.request(&self.name, ex, headers)?;
         }
         let begun = if late { Instant::now() } else { ex.started };
-        let outgoing = match &self.target {
-            Target::Respond(respond) => return Ok(Answer::full(respond.respond(ex))),
-            Target::Redirect(redirect) => return redirect.respond(ex).map(Answer::full),
-            Target::Aggregate(aggregate) => Outgoing { target: None, headers: picked.unwrap_or_else(|| aggregate.pick(&headers)), begun },
-            Target::Proxy(_) | Target::Split(_) => Outgoing { target: self.rewritten(ex)?, headers, begun },
+        let target = match &self.target {
+            Target::Respond(respond) => {
+                *answer = Answer::full(respond.respond(ex));
+                return Ok(());
+            }
+            Target::Redirect(redirect) => {
+                *answer = Answer::full(redirect.respond(ex)?);
+                return Ok(());
+            }
+            Target::Aggregate(aggregate) => {
+                *headers = picked.unwrap_or_else(|| aggregate.pick(headers));
+                None
+            }
+            Target::Proxy(_) | Target::Split(_) => self.rewritten(ex)?,
         };
         // Last, so that rules and balancing see exactly what the target gets.
-        self.send(ex, cx, outgoing).await
+        self.send(ex, cx, Outgoing { target, headers, begun }, answer).await
     }
 
     /// Path and query for the target, if they change.

@@ -32,7 +32,7 @@ use crate::units::Selector;
 use crate::upstream::Upstream;
 use crate::upstream::body::UpstreamBody;
 use crate::upstream::call::{Call, CallBody, Limit, Trace};
-use crate::upstream::client::send;
+use crate::upstream::client::{ReplyHead, send};
 use crate::upstream::failure::Failure;
 use crate::upstream::retry::{IDEMPOTENCY_KEY, RetryPolicy, idempotent};
 
@@ -96,41 +96,47 @@ impl AggregateTarget {
 }
 
 /// A request as it is about to go to an upstream.
-pub struct Outgoing {
+pub struct Outgoing<'a> {
     /// Path and query, if they are not those that came.
     pub target: Option<PathAndQuery>,
     /// Header fields, not yet prepared.
-    pub headers: HeaderMap,
+    pub headers: &'a mut HeaderMap,
     /// When the steps before were done: the time of the request, unless one of them took some.
     pub begun: Instant,
 }
 
 impl Route {
-    /// Asks the target.
+    /// Asks the target, and puts what it answers into `answer`.
     ///
     /// # Errors
     /// The refusal to answer with, when there is no response.
-    pub(super) async fn send(&self, ex: &mut Exchange, cx: &mut Context<'_>, mut outgoing: Outgoing) -> Result<Answer, Box<Refusal>> {
+    pub(super) async fn send(
+        &self,
+        ex: &mut Exchange,
+        cx: &mut Context<'_>,
+        outgoing: Outgoing<'_>,
+        answer: &mut Answer,
+    ) -> Result<(), Box<Refusal>> {
         if cx.seen.cookie() {
-            join_cookies(&mut outgoing.headers);
+            join_cookies(outgoing.headers);
         }
         let handle = match &self.target {
             Target::Proxy(handle) => Some(handle),
             Target::Split(_) | Target::Aggregate(_) | Target::Respond(_) | Target::Redirect(_) => None,
         };
-        let apart = self.prepare(ex, cx, handle, &mut outgoing.headers);
+        let apart = self.prepare(ex, cx, handle, outgoing.headers);
         match &self.target {
-            Target::Proxy(handle) => self.proxy(handle, ex, cx, outgoing, apart).await,
+            Target::Proxy(handle) => self.proxy(handle, ex, cx, outgoing, apart, answer).await,
             Target::Split(split) => {
-                let key = split.split.by().iter().find_map(|by| selector_value(by, ex, &outgoing.headers));
+                let key = split.split.by().iter().find_map(|by| selector_value(by, ex, outgoing.headers));
                 let branch = split.split.choose(crate::random::next(), key.as_deref());
                 drop(key);
                 match split.branches.get(branch) {
-                    Some(handle) => self.proxy(handle, ex, cx, outgoing, Apart::Nothing).await,
+                    Some(handle) => self.proxy(handle, ex, cx, outgoing, Apart::Nothing, answer).await,
                     None => Err(Refusal::new(Reason::Internal, "The split has no such branch.")),
                 }
             }
-            Target::Aggregate(target) => Box::pin(self.aggregate(target, ex, cx, outgoing)).await,
+            Target::Aggregate(target) => Box::pin(self.aggregate(target, ex, cx, outgoing, answer)).await,
             Target::Respond(_) | Target::Redirect(_) => Err(Refusal::new(Reason::Internal, "This target is answered at once.")),
         }
     }
@@ -140,26 +146,27 @@ impl Route {
         handle: &UpstreamHandle,
         ex: &mut Exchange,
         cx: &mut Context<'_>,
-        outgoing: Outgoing,
+        outgoing: Outgoing<'_>,
         apart: Apart,
-    ) -> Result<Answer, Box<Refusal>> {
+        answer: &mut Answer,
+    ) -> Result<(), Box<Refusal>> {
         if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
             entry.upstream = Some(Label::from(&handle.upstream.name));
         }
         if cx.websocket.is_some() {
             // Rare paths are boxed, here and below: each future on the way is moved once per request, as large as its largest branch.
-            return Box::pin(tunnel::open(self, handle, ex, cx, outgoing)).await;
+            return Box::pin(tunnel::open(self, handle, ex, cx, outgoing, answer)).await;
         }
-        let Outgoing { target, mut headers, begun } = outgoing;
+        let Outgoing { target, headers, begun } = outgoing;
         let speaks_h2 = handle.may_speak_h2();
         if !speaks_h2 {
             // Whatever speaks gRPC-Web in HTTP/1.1 is asked as it is.
             cx.grpc_web = None;
         }
-        let deadline = grpc_headers(cx, ex, self.timeout, &mut headers)?;
+        let deadline = grpc_headers(cx, ex, self.timeout, headers)?;
         let is_grpc = cx.grpc || cx.grpc_web.is_some();
         let keyed = matches!(&apart, Apart::Made(made) if made.has(&IDEMPOTENCY_KEY));
-        let may_repeat = !is_grpc && (keyed || idempotent(&ex.method, &headers));
+        let may_repeat = !is_grpc && (keyed || idempotent(&ex.method, headers));
         // Over HTTP/2 an upstream may say of any request that it did not take it, also when part of the body is gone.
         let may_be_refused = self.retry.is_some() && speaks_h2;
         let body = self.call_body(cx, may_repeat || may_be_refused);
@@ -169,8 +176,8 @@ impl Route {
         }
         let target = target.as_ref().unwrap_or(&ex.target);
         let host = self.host(ex);
-        self.copy(ex, cx, target, &headers, host);
-        let hash = hash_of(&handle.upstream, ex, &headers);
+        self.copy(ex, cx, target, headers, host);
+        let hash = hash_of(&handle.upstream, ex, headers);
         let mut call = Call {
             worker: ex.worker,
             begun,
@@ -188,29 +195,22 @@ impl Route {
             as_lines: !is_grpc && self.takes_lines(cx),
         };
         let mut trace = Trace { wanted: cx.snapshot.access_log.enabled(), ..Trace::default() };
+        let mut head = ReplyHead { parts: &mut answer.parts, lines: &mut answer.lines };
         let outcome = match deadline {
-            None => send(&handle.upstream, &handle.metrics, &mut call, &mut trace).await,
+            None => send(&handle.upstream, &handle.metrics, &mut call, &mut trace, &mut head).await,
             Some(deadline) => {
-                match Box::pin(tokio::time::timeout_at(deadline.into(), send(&handle.upstream, &handle.metrics, &mut call, &mut trace)))
-                    .await
-                {
-                    Ok(outcome) => outcome,
-                    Err(_) => Err(Failure::deadline()),
-                }
+                let sending = send(&handle.upstream, &handle.metrics, &mut call, &mut trace, &mut head);
+                Box::pin(tokio::time::timeout_at(deadline.into(), sending)).await.unwrap_or(Err(Failure::deadline()))
             }
         };
         note(cx, trace);
-        match outcome {
-            Ok(reply) => {
-                let (response, lines) = reply.into_parts();
-                if let Some(finish) = cx.pending.get() {
-                    // A stream of HTTP/2 may have to wait for its window.
-                    finish.whole_at = response.body().whole_at().filter(|_| finish.link.http1().is_some());
-                }
-                Ok(Answer { lines, ..answer_of(response, cx, deadline) })
-            }
-            Err(failure) => Err(refusal_of(&failure)),
+        let body = outcome.map_err(|failure| refusal_of(&failure))?;
+        if let Some(finish) = cx.pending.get() {
+            // A stream of HTTP/2 may have to wait for its window.
+            finish.whole_at = body.whole_at().filter(|_| finish.link.http1().is_some());
         }
+        answer_with(answer, body, cx, deadline);
+        Ok(())
     }
 
     /// The client's body, if there is one, with the route's limit.
@@ -244,8 +244,9 @@ impl Route {
         target: &AggregateTarget,
         ex: &mut Exchange,
         cx: &mut Context<'_>,
-        outgoing: Outgoing,
-    ) -> Result<Answer, Box<Refusal>> {
+        outgoing: Outgoing<'_>,
+        answer: &mut Answer,
+    ) -> Result<(), Box<Refusal>> {
         let body = match self.client_body(cx, false) {
             Some(body) if target.aggregate.needs_body() => {
                 let limit = self.body_limit.unwrap_or_else(|| target.aggregate.max_body());
@@ -258,22 +259,19 @@ impl Route {
             }
             Some(_) | None => Bytes::new(),
         };
-        let calls = Calls {
-            route: self,
-            target,
-            host: self.host(ex).cloned(),
-            worker: ex.worker,
-            hash: hash_inputs(target, ex, &outgoing.headers),
-        };
+        let calls =
+            Calls { route: self, target, host: self.host(ex).cloned(), worker: ex.worker, hash: hash_inputs(target, ex, outgoing.headers) };
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
-        let outcome = target.aggregate.run(&calls, ex, &outgoing.headers, body, deadline).await;
+        let outcome = target.aggregate.run(&calls, ex, outgoing.headers, body, deadline).await;
         if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
             entry.parts = outcome.parts;
         }
-        outcome.answer.map(|(head, body)| match body.whole() {
+        let (head, body) = outcome.answer?;
+        *answer = match body.whole() {
             Ok(bytes) => Answer::full((head, bytes)),
             Err(chunks) => Answer::new(head, Source::Adapted(Box::pin(chunks.map_err(|never| match never {})))),
-        })
+        };
+        Ok(())
     }
 }
 
@@ -339,15 +337,11 @@ pub(super) fn refusal_of(failure: &Failure) -> Box<Refusal> {
     if failure.reason == Reason::Overloaded { refusal.header(http::header::RETRY_AFTER, HeaderValue::from_static("1")) } else { refusal }
 }
 
-/// The upstream's response as the client gets it.
-pub(super) fn answer_of(response: Response<UpstreamBody>, cx: &Context<'_>, deadline: Option<Instant>) -> Answer {
-    let (mut parts, body) = response.into_parts();
-    clean_head(&mut parts, cx);
-    if !cx.grpc && cx.grpc_web.is_none() {
-        return Answer::new(parts, Source::Upstream(body));
-    }
-    let source = grpc_source(&mut parts, body, cx.grpc_web, deadline);
-    Answer::new(parts, source)
+/// Makes of an upstream's response, whose head is in `answer`, what the client gets.
+pub(super) fn answer_with(answer: &mut Answer, body: UpstreamBody, cx: &Context<'_>, deadline: Option<Instant>) {
+    clean_head(&mut answer.parts, cx);
+    answer.source =
+        if cx.grpc || cx.grpc_web.is_some() { grpc_source(&mut answer.parts, body, cx.grpc_web, deadline) } else { Source::Upstream(body) };
 }
 
 /// Framing and hop-by-hop fields are this hop's to make.
@@ -431,7 +425,7 @@ impl Caller for Calls<'_> {
             method: &request.method,
             target: &request.target,
             idempotent: idempotent(&request.method, &request.headers),
-            headers: request.headers,
+            headers: &request.headers,
             host: self.host.as_ref(),
             body: if request.body.is_empty() { CallBody::Empty } else { CallBody::Full(request.body) },
             retry: self.route.retry.as_ref().filter(|policy: &&RetryPolicy| policy.attempts > 0),
@@ -441,10 +435,11 @@ impl Caller for Calls<'_> {
             added: None,
             as_lines: false,
         };
-        let response = send(&handle.upstream, &handle.metrics, &mut call, &mut Trace::default())
+        let (mut parts, ()) = Response::new(()).into_parts();
+        let mut head = ReplyHead { parts: &mut parts, lines: &mut None };
+        let body = send(&handle.upstream, &handle.metrics, &mut call, &mut Trace::default(), &mut head)
             .await
             .map_err(|failure| call_failure(failure.reason))?;
-        let (parts, body) = response.whole().into_parts();
         Ok(PartResponse { status: parts.status, headers: parts.headers, body: PartBody(body) })
     }
 }

@@ -15,7 +15,7 @@ use crate::gateway::answer::{Finish, Source};
 use crate::gateway::handle::Context;
 use crate::gateway::reply::Answer;
 use crate::gateway::route::Route;
-use crate::gateway::target::{Outgoing, UpstreamHandle, answer_of, note, refusal_of};
+use crate::gateway::target::{Outgoing, UpstreamHandle, answer_with, note, refusal_of};
 use crate::gateway::tunnel_side::{LINGER, Sides};
 use crate::gateway::view::{RouteHandle, View};
 use crate::http::Exchange;
@@ -54,7 +54,7 @@ pub(super) struct Account {
     entry: Option<Box<Entry>>,
 }
 
-/// Sends the handshake upstream.
+/// Sends the handshake upstream, and puts the answer into `answer`.
 ///
 /// # Errors
 /// The refusal to answer with, when there is no response.
@@ -63,8 +63,9 @@ pub(super) async fn open(
     handle: &UpstreamHandle,
     ex: &mut Exchange,
     cx: &mut Context<'_>,
-    outgoing: Outgoing,
-) -> Result<Answer, Box<Refusal>> {
+    outgoing: Outgoing<'_>,
+    answer: &mut Answer,
+) -> Result<(), Box<Refusal>> {
     let Some((websocket, client)) = cx.websocket.take() else {
         return Err(Refusal::new(Reason::Internal, "There is no handshake."));
     };
@@ -88,7 +89,11 @@ pub(super) async fn open(
     let opened = open_tunnel(&handle.upstream, &handle.metrics, call, &websocket, &mut trace).await;
     note(cx, trace);
     match opened.map_err(|failure| refusal_of(&failure))? {
-        Opened::Response(response) => Ok(answer_of(response, cx, None)),
+        Opened::Response(response) => {
+            let (parts, body) = response.into_parts();
+            answer.parts = parts;
+            answer_with(answer, body, cx, None);
+        }
         Opened::Tunnel(response, attempt) => {
             let (mut parts, upstream) = response.into_parts();
             parts.extensions.clear();
@@ -104,9 +109,10 @@ pub(super) async fn open(
                 cut: cx.ending.cut.clone(),
                 hold: Arc::clone(&cx.link.connection().hold),
             };
-            Ok(Answer::new(parts, Source::Tunnel(Box::new(opening))))
+            *answer = Answer::new(parts, Source::Tunnel(Box::new(opening)));
         }
     }
+    Ok(())
 }
 
 impl From<Finish<'_>> for Account {

@@ -143,8 +143,12 @@ impl Clock {
 
     /// Enters `phase` at `now`.
     pub fn enter(&self, phase: Phase, now: Instant) {
+        self.enter_at(phase, nanos(now));
+    }
+
+    fn enter_at(&self, phase: Phase, now: u64) {
         self.phase.store(phase as u8, Relaxed);
-        self.since.store(nanos(now), Relaxed);
+        self.since.store(now, Relaxed);
     }
 
     /// New timeouts from a reload hold from the next wait on.
@@ -155,8 +159,8 @@ impl Clock {
 
     /// A request head is complete. `has_body`: the client may still send.
     pub fn request_started(&self, now: Instant, has_body: bool) {
-        self.enter(Phase::Request, now);
         let now = nanos(now);
+        self.enter_at(Phase::Request, now);
         self.timeout.store(NEVER, Relaxed);
         self.stall.store(NEVER, Relaxed);
         self.body_ended.store(if has_body { NEVER } else { now }, Relaxed);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, TE};
-use http::{Request, StatusCode, Uri, Version};
+use http::{HeaderMap, Request, StatusCode, Uri, Version, request};
 use http_body::Body;
 use tokio::sync::oneshot;
 
@@ -22,7 +22,6 @@ use crate::gateway::{Answered, Inbound, handle};
 use crate::http::clock::Phase;
 use crate::http::connection::{ConnectionState, Link};
 use crate::http::h1::{BodyLength, Limits, ParseError, RequestHead, framing};
-use crate::http::incoming::Incoming;
 use crate::http::upgrade::{BoxedStream, Upgrading};
 use crate::server::connection::Session;
 use crate::server::h1::response::{Asked, Ending, Head, begin, refuse};
@@ -60,6 +59,18 @@ pub(super) enum Served {
     Http2(Box<ClientIo>),
 }
 
+/// Why there is no request.
+enum NoHead {
+    /// The preface of HTTP/2 stands there.
+    Http2,
+    /// The client has closed between two requests, or the connection is to be closed.
+    End,
+    /// It ended within a head.
+    Cut,
+    /// Bytes that are no head. `tls`: they look like the start of a TLS handshake.
+    Bad { error: ParseError, tls: bool },
+}
+
 /// What is left to do when a request is over.
 enum Next {
     /// Another request may come.
@@ -85,17 +96,20 @@ impl<'a> Http1<'a> {
 
     /// Serves the connection to its end, or until its client turns out to speak HTTP/2.
     pub(super) async fn run(mut self) -> Served {
+        // Put where it stays: it is large, and every step would move it.
+        let mut head = None;
         loop {
-            let head = match self.head().await {
-                Heard::Head(head) => head,
-                Heard::Http2 => return self.wire.take_stream().map_or(Served::End(None), |io| Served::Http2(Box::new(io))),
-                Heard::End => {
+            match self.head(&mut head).await {
+                None => {}
+                Some(NoHead::Http2) => return self.wire.take_stream().map_or(Served::End(None), |io| Served::Http2(Box::new(io))),
+                Some(NoHead::End) => {
                     let _ = poll_fn(|cx| self.wire.poll_goodbye(cx)).await;
                     return Served::End(None);
                 }
-                Heard::Cut => return Served::End(None),
-                Heard::Bad { error, tls } => return Served::End(Some(self.refuse(error, tls).await)),
-            };
+                Some(NoHead::Cut) => return Served::End(None),
+                Some(NoHead::Bad { error, tls }) => return Served::End(Some(self.refuse(error, tls).await)),
+            }
+            let Some(head) = &mut head else { return Served::End(None) };
             match self.request(head).await {
                 Next::Request => self.wire.rest(),
                 Next::Close => {
@@ -113,8 +127,8 @@ impl<'a> Http1<'a> {
         Limits { max_head: max_header_size.saturating_mul(BACKSTOP).max(LEAST_HEAD), max_fields: max_headers.saturating_mul(BACKSTOP) }
     }
 
-    /// Waits for the next request.
-    async fn head(&mut self) -> Heard {
+    /// Waits for the next request, whose head is put into `head`.
+    async fn head(&mut self, head: &mut Option<RequestHead>) -> Option<NoHead> {
         let limits = self.limits();
         poll_fn(|cx| {
             let begun = || {
@@ -122,11 +136,18 @@ impl<'a> Http1<'a> {
                     self.state.clock.enter(Phase::Head, Instant::now());
                 }
             };
-            let heard = self.wire.poll_head(cx, limits, begun);
-            if heard.is_pending() && self.closing.load(Relaxed) && !self.wire.has_bytes() {
-                return Poll::Ready(Heard::End);
+            match self.wire.poll_head(cx, limits, begun) {
+                Poll::Ready(Heard::Head(heard)) => {
+                    *head = Some(heard);
+                    Poll::Ready(None)
+                }
+                Poll::Ready(Heard::Http2) => Poll::Ready(Some(NoHead::Http2)),
+                Poll::Ready(Heard::End) => Poll::Ready(Some(NoHead::End)),
+                Poll::Ready(Heard::Cut) => Poll::Ready(Some(NoHead::Cut)),
+                Poll::Ready(Heard::Bad { error, tls }) => Poll::Ready(Some(NoHead::Bad { error, tls })),
+                Poll::Pending if self.closing.load(Relaxed) && !self.wire.has_bytes() => Poll::Ready(Some(NoHead::End)),
+                Poll::Pending => Poll::Pending,
             }
-            heard
         })
         .await
     }
@@ -158,62 +179,64 @@ impl<'a> Http1<'a> {
         kind
     }
 
-    /// Takes one request through the gateway and its answer to the client.
-    async fn request(&mut self, mut head: RequestHead) -> Next {
+    /// Takes one request through the gateway and its answer to the client. Its head is used up.
+    async fn request(&mut self, head: &mut RequestHead) -> Next {
         let limits = Limits { max_head: LEAST_HEAD, max_fields: 128 };
         // A request whose end nobody can tell is refused by the gateway's own check, with all that belongs to a refusal.
         let framing = framing::of_request(head.version, &mut head.headers, head.survey);
         let length = framing.unwrap_or(BodyLength::Known(0));
-        let asked = Asked::new(head.version, &head.method, framing.is_ok() && wants_more(&head), takes_trailers(&head));
-        let expects = head.survey.expect() && head.version == Version::HTTP_11 && expects_continue(&head);
+        let asked = Asked::new(head.version, &head.method, framing.is_ok() && wants_more(head), takes_trailers(head));
+        let expects = head.survey.expect() && head.version == Version::HTTP_11 && expects_continue(head);
         let body = self.wire.begin(length, limits, expects);
         let snapshot = self.session.view();
         // A reload may have changed them.
         self.state.clock.set_timeouts(snapshot.timeouts);
-        let (upgrading, tunnel) = offer_tunnel(&head).unzip();
+        let (upgrading, tunnel) = offer_tunnel(head).unzip();
         let client = &*self.session.client;
         let inbound = Inbound { client, snapshot: &snapshot, link: self.link, upgrading, survey: Some(head.survey) };
         if framing.is_err() {
             // Nobody can tell what still comes: it must not turn the answer into a reset.
             self.state.linger.store(true, Relaxed);
         }
-        let Some(request) = request(head, body) else {
-            let kind = self.refuse(ParseError::BadTarget, false).await;
-            self.session.listener().metrics.connection_error(self.session.worker, kind);
-            return Next::Drop;
-        };
-        let mut answer = None;
+        let mut answered = None;
         {
-            let mut answering = pin!(handle(inbound, request));
+            let (mut request, ()) = Request::new(()).into_parts();
+            if !fill(&mut request, head) {
+                let kind = self.refuse(ParseError::BadTarget, false).await;
+                self.session.listener().metrics.connection_error(self.session.worker, kind);
+                return Next::Drop;
+            }
+            let mut answering = pin!(handle(inbound, &mut request, body, &mut answered));
             poll_fn(|cx| match answering.as_mut().poll(cx) {
-                Poll::Ready(answered) => {
-                    answer = Some(answered);
-                    Poll::Ready(())
-                }
+                Poll::Ready(()) => Poll::Ready(()),
                 Poll::Pending if self.settled.load(Relaxed) && self.wire.poll_gone(cx) => Poll::Ready(()),
                 Poll::Pending => Poll::Pending,
             })
             .await;
         }
-        match answer {
+        match &answered {
             // That status is for the log: whoever left has nobody to read it.
             Some(answer) if answer.parts.status.as_u16() == Reason::ClientClosed.status() && self.wire.is_cut() => Next::Drop,
-            Some(answer) => self.respond(answer, &asked, tunnel).await,
+            Some(_) => self.respond(&mut answered, &asked, tunnel).await,
             None => Next::Drop,
         }
     }
 
-    /// Writes an answer.
-    async fn respond(&mut self, answer: Answered<'_>, asked: &Asked, tunnel: Option<oneshot::Sender<BoxedStream>>) -> Next {
-        let Answered { parts, lines, id, body } = answer;
+    /// Writes an answer, of which nothing is left then.
+    async fn respond(&mut self, answered: &mut Option<Answered<'_>>, asked: &Asked, tunnel: Option<oneshot::Sender<BoxedStream>>) -> Next {
+        let Some(Answered { parts, lines, id, body }) = answered else { return Next::Drop };
         let mut out = Outbox::new();
         out.front.extend_from_slice(self.wire.answer_begins());
-        let head = Head { parts: &parts, lines: lines.as_deref(), id: body.id_name().zip(id.as_ref()) };
-        let (mut ending, keep_alive) = begin(&head, &body, asked, &mut out);
+        let head = Head { parts, lines: lines.as_deref(), id: body.id_name().zip(id.as_ref()) };
+        let (mut ending, keep_alive) = begin(&head, body, asked, &mut out);
         let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-        drop((parts, id));
-        if let Some(lines) = lines {
+        if let Some(lines) = lines.take() {
             lines.recycle();
+        }
+        // A body may take its time.
+        drop(id.take());
+        if !parts.headers.is_empty() {
+            parts.headers = HeaderMap::new();
         }
         let mut body = Writing { body, ended: false, cut: false };
         let writing = poll_fn(|cx| {
@@ -247,7 +270,7 @@ impl<'a> Http1<'a> {
         if written.is_err() || body.cut {
             return Next::Drop;
         }
-        drop(body);
+        *answered = None;
         if switching {
             self.state.linger.store(false, Relaxed);
             if let (Some(tunnel), Some(stream)) = (tunnel, self.wire.take_stream()) {
@@ -270,13 +293,13 @@ impl<'a> Http1<'a> {
 }
 
 /// A body on its way out.
-struct Writing<'a> {
-    body: ResponseBody<'a>,
+struct Writing<'a, 'b> {
+    body: &'a mut ResponseBody<'b>,
     ended: bool,
     cut: bool,
 }
 
-impl Writing<'_> {
+impl Writing<'_, '_> {
     /// Moves frames into `out` until it is full, the body ends or has nothing now; `true` in the last case.
     fn fill(self: &mut Pin<&mut Self>, cx: &mut std::task::Context<'_>, ending: &mut Ending, out: &mut Outbox) -> bool {
         let this = self.as_mut().get_mut();
@@ -287,7 +310,7 @@ impl Writing<'_> {
                 this.cut |= !ending.end(out);
                 break;
             }
-            match Pin::new(&mut this.body).poll_frame(cx) {
+            match Pin::new(&mut *this.body).poll_frame(cx) {
                 Poll::Pending => return true,
                 Poll::Ready(Some(Ok(frame))) => {
                     if ending.frame(frame, out).is_err() {
@@ -315,15 +338,16 @@ fn offer_tunnel(head: &RequestHead) -> Option<(Upgrading, oneshot::Sender<BoxedS
     head.survey.upgrade().then(oneshot::channel).map(|(sender, receiver)| (Upgrading(receiver), sender))
 }
 
-/// The request as the gateway takes it; `None` if its target is none.
-fn request(head: RequestHead, body: Incoming) -> Option<Request<Incoming>> {
-    let mut request = Request::new(body);
-    let raw = head.target.iter().any(|byte| matches!(byte, b'<' | b'>' | b'`' | b'"'));
-    *request.uri_mut() = if raw { encoded(&head.target) } else { Uri::from_maybe_shared(head.target).ok() }?;
-    *request.method_mut() = head.method;
-    *request.version_mut() = head.version;
-    *request.headers_mut() = head.headers;
-    Some(request)
+/// Moves a head to where the gateway takes it; `false` if its target is none.
+fn fill(request: &mut request::Parts, head: &mut RequestHead) -> bool {
+    let target = std::mem::take(&mut head.target);
+    let raw = target.iter().any(|byte| matches!(byte, b'<' | b'>' | b'`' | b'"'));
+    let Some(uri) = (if raw { encoded(&target) } else { Uri::from_maybe_shared(target).ok() }) else { return false };
+    request.uri = uri;
+    request.method = std::mem::take(&mut head.method);
+    request.version = head.version;
+    std::mem::swap(&mut request.headers, &mut head.headers);
+    true
 }
 
 /// Some clients send raw what RFC 3986 wants encoded; nobody can take these bytes for anything else.

@@ -6,7 +6,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -99,25 +98,23 @@ impl std::error::Error for BodyError {
 }
 
 impl UpstreamBody {
-    /// The response that came on `lease`; without one its connection is not kept.
-    pub(super) fn wrap(response: Response<Source>, lease: Option<Lease>, attempt: Attempt, since: Instant) -> Response<Self> {
-        response.map(|mut source| {
-            let held = Held { lease, attempt };
-            let mut whole = None;
-            if let (Source::H1(connection), Some(_)) = (&mut source, &held.lease) {
-                if let Some(limit) = connection.idle_limit() {
-                    held.attempt.endpoint().pool.learn_idle_timeout(limit);
-                }
-                whole = connection.take_whole_body();
+    /// The body of the response that came on `lease`; without one its connection is not kept.
+    pub(super) fn wrap(mut source: Source, lease: Option<Lease>, attempt: Attempt, since: Instant) -> Self {
+        let held = Held { lease, attempt };
+        let mut whole = None;
+        if let (Source::H1(connection), Some(_)) = (&mut source, &held.lease) {
+            if let Some(limit) = connection.idle_limit() {
+                held.attempt.endpoint().pool.learn_idle_timeout(limit);
             }
-            if source.is_ended() {
-                held.give_back(source, since);
-                return Self { source: whole.map_or(Source::Ended, Source::Full), held: None, since, cut: false };
-            }
-            let mut held = Box::new(held);
-            held.attempt.settle();
-            Self { source, held: Some(held), since, cut: false }
-        })
+            whole = connection.take_whole_body();
+        }
+        if source.is_ended() {
+            held.give_back(source, since);
+            return Self { source: whole.map_or(Source::Ended, Source::Full), held: None, since, cut: false };
+        }
+        let mut held = Box::new(held);
+        held.attempt.settle();
+        Self { source, held: Some(held), since, cut: false }
     }
 
     /// Sends on what has come of the request's body. What goes wrong is heard of where this body is read.

@@ -64,7 +64,7 @@ pub struct Call<'a> {
     /// Path and query to send.
     pub target: &'a PathAndQuery,
     /// Header fields to send; hop-by-hop ones are gone. `Host` is taken from `host`.
-    pub headers: HeaderMap,
+    pub headers: &'a HeaderMap,
     /// Host to send; `None` is the endpoint's own.
     pub host: Option<&'a HeaderValue>,
     /// Body to send.
@@ -247,7 +247,7 @@ impl Call<'_> {
             method: self.method,
             target: self.target.as_str(),
             host: self.host.unwrap_or(&endpoint.authority),
-            headers: &self.headers,
+            headers: self.headers,
             added: self.added.as_ref(),
         }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::{Request, Response, StatusCode, Version};
+use http::{Request, Response, StatusCode, Version, response};
 use hyper::client::conn::http2::SendRequest;
 
 use crate::error::Reason;
@@ -23,56 +23,50 @@ use crate::upstream::call::{Call, Deadline, Limit, Over, Trace};
 use crate::upstream::connect::{ConnectError, Sender};
 use crate::upstream::copy::watch;
 use crate::upstream::failure::{Failure, source, wrong};
-use crate::upstream::h1::H1;
+use crate::upstream::h1::{Error as H1Error, H1};
 use crate::upstream::pool::{Apart, Lease};
 use crate::upstream::restart::Comeback;
 use crate::upstream::retry::{Retriable, RetryAfter, RetryPolicy, retry_after};
 use crate::upstream::{Endpoint, PickArgs, PickError, Upstream};
 
-/// A response, whose fields may still be [`Lines`]: then its header map is empty.
-#[derive(Debug)]
-pub struct Reply<B> {
-    response: Response<B>,
-    lines: Option<Box<Lines>>,
+/// Where the head of a response is put: it is large, and every step on the way back would move it.
+pub struct ReplyHead<'a> {
+    /// The head.
+    pub parts: &'a mut response::Parts,
+    /// Its fields, if they are still [`Lines`]: then the head's map is empty.
+    pub lines: &'a mut Option<Box<Lines>>,
 }
 
-impl<B> Reply<B> {
-    /// A response with all its fields in the map.
-    fn of_map(response: Response<B>) -> Self {
-        Self { response, lines: None }
-    }
-
-    /// Its status.
-    pub fn status(&self) -> StatusCode {
-        self.response.status()
-    }
-
-    /// The response, and those of its fields that are not in its map.
-    pub fn into_parts(self) -> (Response<B>, Option<Box<Lines>>) {
-        (self.response, self.lines)
-    }
-
-    /// The response with all fields in its map.
-    pub fn whole(mut self) -> Response<B> {
-        if let Some(lines) = self.lines {
-            *self.response.headers_mut() = lines.into_map();
+impl ReplyHead<'_> {
+    /// Puts in what came over HTTP/1.1.
+    fn put(&mut self, head: ResponseHead) {
+        *self.lines = head.lines;
+        self.parts.status = head.status;
+        self.parts.version = head.version;
+        self.parts.headers = head.headers;
+        self.parts.extensions.clear();
+        if let Some(reason) = head.reason
+            && let Ok(reason) = hyper::ext::ReasonPhrase::try_from(reason)
+        {
+            self.parts.extensions.insert(reason);
         }
-        self.response
+    }
+
+    /// Puts in what came over HTTP/2.
+    fn put_parts(&mut self, parts: response::Parts) {
+        *self.lines = None;
+        *self.parts = parts;
     }
 
     fn retry_after(&self) -> RetryAfter {
         match &self.lines {
             Some(lines) => retry_after(&Lines::clone(lines).into_map(), SystemTime::now()),
-            None => retry_after(self.response.headers(), SystemTime::now()),
+            None => retry_after(&self.parts.headers, SystemTime::now()),
         }
-    }
-
-    fn map_response<C>(self, map: impl FnOnce(Response<B>) -> Response<C>) -> Reply<C> {
-        Reply { response: map(self.response), lines: self.lines }
     }
 }
 
-/// Sends `call` to `upstream` and returns the response as soon as its head is there.
+/// Sends `call` to `upstream` and returns the body of the response as soon as its head is there, which is put into `head`.
 ///
 /// # Errors
 /// [`Failure`] when no endpoint answers, after the retries that the policy, the budget and the limit allow.
@@ -81,7 +75,8 @@ pub async fn send(
     metrics: &UpstreamMetrics,
     call: &mut Call<'_>,
     trace: &mut Trace,
-) -> Result<Reply<UpstreamBody>, Failure> {
+    head: &mut ReplyHead<'_>,
+) -> Result<UpstreamBody, Failure> {
     let policy = call.retry.filter(|policy| policy.attempts > 0);
     if policy.is_some() {
         upstream.budget().first_attempt(call.worker, call.begun);
@@ -89,11 +84,11 @@ pub async fn send(
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
     let mut retries = 0;
     loop {
-        let (outcome, endpoint) = attempt(upstream, metrics, call, &tried, trace).await;
+        let (outcome, endpoint) = attempt(upstream, metrics, call, &tried, trace, head).await;
         let Some(policy) = policy else { return outcome };
         let (retriable, after) = match &outcome {
-            Ok(reply) if !policy.any_status() || reply.status().is_success() => return outcome,
-            Ok(reply) => (Retriable::Status(reply.status()), reply.retry_after()),
+            Ok(_) if !policy.any_status() || head.parts.status.is_success() => return outcome,
+            Ok(_) => (Retriable::Status(head.parts.status), head.retry_after()),
             Err(Failure { retriable: Some(retriable), .. }) => (*retriable, RetryAfter::None),
             Err(_) => return outcome,
         };
@@ -136,7 +131,7 @@ pub(super) fn may_retry(upstream: &Upstream, metrics: &UpstreamMetrics, policy: 
 }
 
 /// What an attempt came to, and where it went. (A response may not know any more: one without a body has let go of its endpoint.)
-type Attempted = (Result<Reply<UpstreamBody>, Failure>, Option<Arc<Endpoint>>);
+type Attempted = (Result<UpstreamBody, Failure>, Option<Arc<Endpoint>>);
 
 /// What a dropped attempt is told.
 pub(super) const DROPPED: Failure = Failure::new(Reason::Overloaded, "The upstream is failing; this request was not sent to it.");
@@ -148,6 +143,7 @@ async fn attempt(
     call: &mut Call<'_>,
     tried: &[Arc<Endpoint>],
     trace: &mut Trace,
+    head: &mut ReplyHead<'_>,
 ) -> Attempted {
     if tried.is_empty() && upstream.has_breaker() && upstream.admit(call.begun, crate::random::next()) == Verdict::Drop {
         metrics.breaker_dropped(call.worker);
@@ -161,12 +157,12 @@ async fn attempt(
     trace.attempts += 1;
     trace.endpoint = trace.wanted.then(|| Label::from(&endpoint.id));
     let per_try = call.retry.and_then(|policy| policy.per_try_timeout).map(|span| Deadline::Attempt { picked, span });
-    let mut outcome = on_endpoint(endpoint, call, upstream.connect_timeout, picked, per_try).await;
+    let mut outcome = on_endpoint(endpoint, call, upstream.connect_timeout, picked, per_try, head).await;
     if let Err(failure) = &outcome
         && let Some(mut comeback) = Comeback::of(upstream, endpoint, call, failure)
     {
         while Box::pin(comeback.wait(call, per_try)).await {
-            outcome = Box::pin(on_endpoint(endpoint, call, upstream.connect_timeout, picked, per_try)).await;
+            outcome = Box::pin(on_endpoint(endpoint, call, upstream.connect_timeout, picked, per_try, head)).await;
             if !comeback.goes_on(outcome.as_ref().err()) {
                 break;
             }
@@ -177,17 +173,17 @@ async fn attempt(
     trace.upstream_time = Some(elapsed);
     let counts = endpoint.pool.metrics();
     match outcome {
-        Ok((reply, lease)) => {
-            let status = reply.status();
+        Ok((source, lease)) => {
+            let status = head.parts.status;
             counts.attempt_status(call.worker, status.as_u16());
             metrics.attempt_duration(call.worker, elapsed);
-            match failed_status(&reply.response) {
+            match failed_status(head.parts) {
                 Some(kind) => attempt.failed(now, elapsed, kind),
                 None => attempt.succeeded(now, elapsed),
             }
             // Only a response that may be answered by another attempt is asked where it came from.
             let again = (!status.is_success()).then(|| Arc::clone(endpoint));
-            (Ok(reply.map_response(|response| UpstreamBody::wrap(response, Some(lease), attempt, now))), again)
+            (Ok(UpstreamBody::wrap(source, Some(lease), attempt, now)), again)
         }
         Err(failure) => {
             counts.attempt_failed(call.worker, failure.reason);
@@ -201,13 +197,13 @@ async fn attempt(
 }
 
 /// Statuses by which an endpoint says that it cannot serve; a 500 is none, since one bad request must not take endpoints out.
-pub(super) fn failed_status<B>(response: &Response<B>) -> Option<FailKind> {
-    match response.status() {
+pub(super) fn failed_status(head: &response::Parts) -> Option<FailKind> {
+    match head.status {
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-            Some(FailKind::Status(response.status().as_u16()))
+            Some(FailKind::Status(head.status.as_u16()))
         }
-        StatusCode::OK if response.version() == Version::HTTP_2 => {
-            response.headers().get("grpc-status").is_some_and(|status| status == "14").then_some(FailKind::GrpcUnavailable)
+        StatusCode::OK if head.version == Version::HTTP_2 => {
+            head.headers.get("grpc-status").is_some_and(|status| status == "14").then_some(FailKind::GrpcUnavailable)
         }
         _ => None,
     }
@@ -265,7 +261,8 @@ async fn on_endpoint(
     connect_timeout: Duration,
     picked: Instant,
     per_try: Option<Deadline>,
-) -> Result<(Reply<Source>, Lease), Failure> {
+    head: &mut ReplyHead<'_>,
+) -> Result<(Source, Lease), Failure> {
     let mut lease = endpoint.pool.checkout(call.worker, picked);
     let mut replaced = false;
     loop {
@@ -283,21 +280,25 @@ async fn on_endpoint(
             Some(Sender::H1(mut connection)) => {
                 let started = connection.start(&call.head(endpoint), call.body(), call.as_lines);
                 let answered = match started {
-                    Ok(()) => call.limit.run(per_try, std::future::poll_fn(|cx| connection.poll_head(cx))).await,
+                    Ok(()) => call.limit.run(per_try, read_head(&mut connection, head)).await,
                     Err(error) => Ok(Err(error)),
                 };
                 match answered {
                     Err(over) => {
-                        let (sent, head) = (connection.is_sent(), std::future::poll_fn(|cx| connection.poll_head(cx)));
-                        let head = Box::pin(call.limit.linger(over, sent, head)).await?;
-                        return answer(head, connection).map(|reply| (reply, leased));
+                        let sent = connection.is_sent();
+                        Box::pin(call.limit.linger(over, sent, read_head(&mut connection, head))).await?;
+                        return answer(head, connection).map(|source| (source, leased));
                     }
-                    Ok(Ok(head)) => return answer(head, connection).map(|reply| (reply, leased)),
+                    Ok(Ok(())) => return answer(head, connection).map(|source| (source, leased)),
                     Ok(Err(error)) => unanswered(call, &mut connection, &error),
                 }
             }
             Some(Sender::H2(sender)) => match Box::pin(over_h2(call, endpoint, sender, per_try)).await? {
-                Ok(response) => return Ok((Reply::of_map(response), leased)),
+                Ok(response) => {
+                    let (parts, source) = response.into_parts();
+                    head.put_parts(parts);
+                    return Ok((source, leased));
+                }
                 Err(unanswered) => unanswered,
             },
         };
@@ -329,31 +330,21 @@ impl Unanswered {
     }
 }
 
-/// The final response that came over HTTP/1.1.
-fn answer(mut head: ResponseHead, connection: H1) -> Result<Reply<Source>, Failure> {
-    if head.status.is_informational() {
-        return Err(wrong("The upstream switched protocols without being asked."));
-    }
-    let lines = head.lines.take();
-    Ok(Reply { response: response(head, Source::H1(connection)), lines })
+/// Reads the head of a response, and puts it where it stays.
+fn read_head(connection: &mut H1, head: &mut ReplyHead<'_>) -> impl Future<Output = Result<(), H1Error>> {
+    std::future::poll_fn(|cx| connection.poll_head(cx).map_ok(|read| head.put(read)))
 }
 
-/// A response made of what was read, but for what are lines.
-pub(super) fn response<B>(head: ResponseHead, body: B) -> Response<B> {
-    let mut response = Response::new(body);
-    *response.status_mut() = head.status;
-    *response.version_mut() = head.version;
-    *response.headers_mut() = head.headers;
-    if let Some(reason) = head.reason
-        && let Ok(reason) = hyper::ext::ReasonPhrase::try_from(reason)
-    {
-        response.extensions_mut().insert(reason);
+/// The body of the final response that came over HTTP/1.1.
+fn answer(head: &ReplyHead<'_>, connection: H1) -> Result<Source, Failure> {
+    if head.parts.status.is_informational() {
+        return Err(wrong("The upstream switched protocols without being asked."));
     }
-    response
+    Ok(Source::H1(connection))
 }
 
 #[cold]
-fn unanswered(call: &Call<'_>, connection: &mut H1, error: &crate::upstream::h1::Error) -> Unanswered {
+fn unanswered(call: &Call<'_>, connection: &mut H1, error: &H1Error) -> Unanswered {
     tracing::debug!(%error, "no response");
     let never_sent = !connection.has_sent();
     if never_sent && let Some(body) = connection.take_untouched_body() {

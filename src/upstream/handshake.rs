@@ -7,12 +7,13 @@ use http::{Method, Response, StatusCode};
 
 use crate::health::breaker::Verdict;
 use crate::http::body::RequestBody;
+use crate::http::h1::ResponseHead;
 use crate::http::websocket::{Answer, WebSocket};
 use crate::telemetry::access_log::Label;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::body::{Source, UpstreamBody};
 use crate::upstream::call::{Call, Over, Trace};
-use crate::upstream::client::{DROPPED, NO_ROOM, failed_status, may_retry, pick, response, wait_for};
+use crate::upstream::client::{DROPPED, NO_ROOM, failed_status, may_retry, pick, wait_for};
 use crate::upstream::failure::{Failure, wrong};
 use crate::upstream::h1::{H1, Head, TunnelIo};
 use crate::upstream::restart::Comeback;
@@ -70,16 +71,17 @@ pub async fn open_tunnel(
             Ok(response) => {
                 endpoint.pool.metrics().attempt_status(call.worker, response.status().as_u16());
                 metrics.attempt_duration(call.worker, elapsed);
-                match failed_status(&response) {
+                let (head, connection) = response.into_parts();
+                match failed_status(&head) {
                     Some(kind) => attempt.failed(now, elapsed, kind),
                     None => attempt.succeeded(now, elapsed),
                 }
-                return Ok(match response.status() {
+                return Ok(match head.status {
                     StatusCode::SWITCHING_PROTOCOLS => {
                         attempt.settle();
-                        Opened::Tunnel(response.map(H1::into_tunnel), attempt)
+                        Opened::Tunnel(Response::from_parts(head, connection.into_tunnel()), attempt)
                     }
-                    _ => Opened::Response(UpstreamBody::wrap(response.map(Source::H1), None, attempt, now)),
+                    _ => Opened::Response(Response::from_parts(head, UpstreamBody::wrap(Source::H1(connection), None, attempt, now))),
                 });
             }
             Err(failure) => failure,
@@ -141,4 +143,18 @@ async fn handshake(
             Err(wrong(detail))
         }
     }
+}
+
+/// A response made of what was read, but for what are lines.
+fn response<B>(head: ResponseHead, body: B) -> Response<B> {
+    let mut response = Response::new(body);
+    *response.status_mut() = head.status;
+    *response.version_mut() = head.version;
+    *response.headers_mut() = head.headers;
+    if let Some(reason) = head.reason
+        && let Ok(reason) = hyper::ext::ReasonPhrase::try_from(reason)
+    {
+        response.extensions_mut().insert(reason);
+    }
+    response
 }

@@ -198,7 +198,7 @@ impl EndpointPool {
         let mut kept = self.shard(worker);
         while let Some(mut idle) = kept.idle.pop() {
             // One after a long response counts from its head, and may be stale where older ones are not.
-            if now.saturating_duration_since(idle.since) < idle_timeout && idle.connection.is_ready() {
+            if idle.since.checked_add(idle_timeout).is_none_or(|until| now < until) && idle.connection.is_ready() {
                 return Some(Lease::h1(idle.connection, worker, true));
             }
         }

@@ -55,25 +55,24 @@ pub(super) async fn serve(job: Box<Job>, mut alarm: Pin<&mut Alarm>) {
     let Job { client, snapshot, link, upgrading, request, mut reply, guard } = *job;
     let inbound = Inbound { client: &client, snapshot: &snapshot, link: &link, upgrading, survey: None };
     let clock = link.clock();
-    let answered = {
+    let mut answered = None;
+    {
+        let (mut head, body) = request.into_parts();
         // Pinned as it is made: it is large.
-        let mut answering = pin!(handle(inbound, request));
+        let mut answering = pin!(handle(inbound, &mut head, body, &mut answered));
         poll_fn(|cx| {
             loop {
-                if let Poll::Ready(answered) = answering.as_mut().poll(cx) {
-                    return Poll::Ready(Some(answered));
-                }
-                if reply.respond.poll_reset(cx).is_ready() {
-                    return Poll::Ready(None);
+                if answering.as_mut().poll(cx).is_ready() || reply.respond.poll_reset(cx).is_ready() {
+                    return Poll::Ready(());
                 }
                 match ready!(alarm.as_mut().poll(clock, cx)) {
                     Ring::Expired => {}
-                    Ring::Cut(_) => return Poll::Ready(None),
+                    Ring::Cut(_) => return Poll::Ready(()),
                 }
             }
         })
-        .await
-    };
+        .await;
+    }
     let Some(answered) = answered else { return };
     let Some(mut sending) = reply.begin(answered, clock, guard) else { return };
     poll_fn(|cx| {
