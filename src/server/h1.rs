@@ -1,5 +1,6 @@
 //! HTTP/1 clients: one request after another, each read, answered and written by the connection's own task.
 
+mod outbox;
 mod response;
 mod wire;
 
@@ -24,8 +25,9 @@ use crate::http::connection::{ConnectionState, Link};
 use crate::http::h1::{BodyLength, Limits, ParseError, RequestHead, framing};
 use crate::http::upgrade::{BoxedStream, Upgrading};
 use crate::server::connection::Session;
+use crate::server::h1::outbox::Outbox;
 use crate::server::h1::response::{Asked, Ending, Head, begin, refuse};
-use crate::server::h1::wire::{Heard, Outbox, Wire};
+use crate::server::h1::wire::{Heard, Wire};
 use crate::server::io::ClientIo;
 use crate::telemetry::metrics::ConnectionError;
 

@@ -48,7 +48,7 @@ pub fn poll_read(io: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut, cx: &
             buffer.unsplit(news);
         }
     }
-    SHARED.set(Some(block));
+    put_back(block);
     read
 }
 
@@ -62,7 +62,7 @@ pub fn poll_lend(io: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut, cx: &
     let read = poll_into(io, &mut block, cx);
     match &read {
         Poll::Ready(Ok(Read { bytes: 1.., .. })) => *buffer = block,
-        Poll::Ready(Ok(_) | Err(_)) | Poll::Pending => SHARED.set(Some(block)),
+        Poll::Ready(Ok(_) | Err(_)) | Poll::Pending => put_back(block),
     }
     read
 }
@@ -78,7 +78,7 @@ pub fn give_back(buffer: &mut BytesMut) {
         }
         _ => *buffer = block.split(),
     }
-    SHARED.set(Some(block));
+    put_back(block);
 }
 
 /// The block, with room in it. Where nobody has any slice of it, it is used again.
@@ -88,6 +88,10 @@ fn take() -> BytesMut {
         block.reserve(BLOCK);
     }
     block
+}
+
+fn put_back(block: BytesMut) {
+    SHARED.with(|shared| shared.set(Some(block)));
 }
 
 fn poll_into(io: &mut (impl AsyncRead + Unpin), block: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<Read>> {

@@ -146,7 +146,8 @@ impl Lines {
             Kind::Connection if !self.connected => {
                 self.connected = true;
                 self.close = value.eq_ignore_ascii_case(b"close");
-                if !self.close && !value.eq_ignore_ascii_case(b"keep-alive") {
+                // Nearly all write it in lower case, which is compared at once.
+                if !self.close && value != b"keep-alive" && !value.eq_ignore_ascii_case(b"keep-alive") {
                     return None;
                 }
             }

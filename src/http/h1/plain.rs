@@ -56,7 +56,7 @@ impl Key {
 /// The name of `len` bytes that `line` begins with, if it is one that most requests have.
 #[inline]
 pub(super) fn usual(line: &[u8], len: usize) -> Option<HeaderName> {
-    const NAMES: [(Key, HeaderName); 13] = [
+    static NAMES: [(Key, HeaderName); 13] = [
         (Key::new(b"host"), HOST),
         (Key::new(b"accept"), ACCEPT),
         (Key::new(b"cookie"), COOKIE),

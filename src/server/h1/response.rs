@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, Version, response};
 use http_body::{Body, Frame};
 
 use crate::http::h1::{BodyLength, Lines, encode};
-use crate::server::h1::wire::Outbox;
+use crate::server::h1::outbox::Outbox;
 
 /// Pieces up to this size are copied behind what waits to be written; larger ones are written from where they are.
 const COPIED: usize = 8 << 10;
