@@ -1,9 +1,10 @@
 #![cfg(target_os = "linux")]
 
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -207,6 +208,82 @@ fn a_write_that_the_system_refuses_is_told_to_the_reader_and_counted() {
         });
         assert_eq!(told.await, Some((io::ErrorKind::BrokenPipe, 50, true)));
         drop(far);
+    });
+}
+
+#[test]
+fn what_a_task_was_woken_for_waits_until_it_asks_for_it() {
+    with_reactor(async {
+        let (mut near, mut far) = pair().await;
+        let (woken, hears) = oneshot::channel();
+        let reading = ran(async move {
+            // It waits to be told, and then has other things to do.
+            let told = poll_fn(|cx| match Pin::new(&mut near).poll_read(cx, &mut ReadBuf::new(&mut [])) {
+                Poll::Ready(_) => unreachable!("nothing has come"),
+                Poll::Pending => Poll::Ready(cx.waker().clone()),
+            });
+            drop(told.await);
+            woken.send(()).unwrap();
+            let mut turns = 0;
+            poll_fn(|_| {
+                turns += 1;
+                if turns < 2 { Poll::Pending } else { Poll::Ready(()) }
+            })
+            .await;
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+            assert!(!near.is_quiet(), "and its first byte is gone with that");
+            let mut all = Vec::new();
+            near.read_to_end(&mut all).await.unwrap();
+            all
+        });
+        let writing = async {
+            hears.await.unwrap();
+            far.write_all(b"abcdef").await.unwrap();
+            far.shutdown().await.unwrap();
+        };
+        let (read, ()) = tokio::join!(reading, writing);
+        assert_eq!(read.unwrap(), b"bcdef");
+    });
+}
+
+#[test]
+fn long_and_short_messages_in_turn_arrive_whole() {
+    with_reactor(async {
+        let (mut near, mut far) = pair().await;
+        let lengths = [1, 2_047, 2_048, 2_049, 100_000, 3, 5_000, 1];
+        let echoing = ran(async move {
+            for length in lengths {
+                let mut message = vec![0; length];
+                near.read_exact(&mut message).await.unwrap();
+                near.write_all(&message).await.unwrap();
+            }
+        });
+        let asking = async {
+            for length in lengths {
+                let sent: Vec<u8> = (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect();
+                far.write_all(&sent).await.unwrap();
+                let mut got = vec![0; length];
+                far.read_exact(&mut got).await.unwrap();
+                assert!(got == sent, "{length} bytes");
+            }
+        };
+        assert_eq!(tokio::join!(echoing, asking).0, Some(()));
+    });
+}
+
+#[test]
+fn a_reset_is_told_to_who_reads() {
+    with_reactor(async {
+        let (mut near, far) = pair().await;
+        let reading = ran(async move { near.read_u8().await.unwrap_err().kind() });
+        let resetting = async {
+            tokio::task::yield_now().await;
+            socket2::SockRef::from(&far).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(far);
+        };
+        assert_eq!(tokio::join!(reading, resetting).0, Some(io::ErrorKind::ConnectionReset));
     });
 }
 
