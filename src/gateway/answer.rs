@@ -296,7 +296,8 @@ impl Finish<'_> {
         }
         let metrics = self.route.map_or(&self.snapshot.no_route, |route| &route.metrics);
         let status = if complete || reason != Some(Reason::ClientClosed) { self.status } else { Reason::ClientClosed.status() };
-        metrics.request(self.worker, &self.method, status, Some(now.saturating_duration_since(self.started)));
+        let duration = now.saturating_duration_since(self.started);
+        metrics.request(self.worker, &self.method, status, Some(duration));
         if let Some(reason) = reason {
             metrics.error(self.worker, reason);
         }
@@ -312,7 +313,7 @@ impl Finish<'_> {
         if let Some(mut entry) = self.entry.take() {
             entry.status = status;
             entry.reason = reason;
-            entry.duration = now.saturating_duration_since(self.started);
+            entry.duration = duration;
             entry.bytes_out = bytes;
             entry.bytes_in = self.body.as_ref().map_or(0, |body| body.bytes_read());
             entry.complete = complete;

@@ -327,8 +327,23 @@ impl Template {
     fn render_header<'v>(&'v self, exchange: &'v Exchange, out: &'v mut Vec<u8>) -> Option<FieldValue<'v>> {
         // Most have one value that stands somewhere as it is.
         if let [Piece::Value(value)] = self.pieces.as_slice() {
-            if *value == Value::RequestId {
-                return Some((&exchange.request_id).into());
+            match value {
+                Value::RequestId => return Some((&exchange.request_id).into()),
+                Value::Claim(name) => {
+                    // Most claims are text.
+                    if let Some(serde_json::Value::String(text)) = exchange.identity.as_ref()?.claims.get(name) {
+                        let text = without_tab(text.as_bytes()).filter(|text| !text.is_empty())?;
+                        return FieldValue::text(text);
+                    }
+                }
+                Value::Param(_)
+                | Value::Host
+                | Value::Path
+                | Value::Query
+                | Value::Scheme
+                | Value::ClientIp
+                | Value::User
+                | Value::Part(_) => {}
             }
             if let Found::Plain(Cow::Borrowed(text)) = value.find(exchange.into())? {
                 return without_tab(text.as_bytes()).and_then(FieldValue::text);

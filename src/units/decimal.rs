@@ -1,6 +1,7 @@
 //! Numbers as text, where `write!` would take several times as long as all else that a request writes.
 
 /// Appends `number` in decimal.
+#[inline]
 pub fn push_decimal(number: u64, out: &mut Vec<u8>) {
     let digit = |of: u64| b'0' + (of % 10) as u8;
     // Counts, times and statuses have one to four digits.
@@ -13,14 +14,26 @@ pub fn push_decimal(number: u64, out: &mut Vec<u8>) {
     }
 }
 
+/// Two digits of each number below 100.
+static PAIRS: [[u8; 2]; 100] = {
+    let mut pairs = [[0; 2]; 100];
+    let mut number = 0;
+    while number < 100 {
+        pairs[number] = [b'0' + (number / 10) as u8, b'0' + (number % 10) as u8];
+        number += 1;
+    }
+    pairs
+};
+
 fn push_long(mut number: u64, out: &mut Vec<u8>) {
     let mut digits = [0; 20];
     let mut at = digits.len();
-    for digit in digits.iter_mut().rev() {
-        at -= 1;
-        *digit = b'0' + (number % 10) as u8;
-        number /= 10;
+    for pair in digits.as_chunks_mut::<2>().0.iter_mut().rev() {
+        *pair = PAIRS[(number % 100) as usize];
+        number /= 100;
+        at -= 2;
         if number == 0 {
+            at += usize::from(pair[0] == b'0');
             break;
         }
     }

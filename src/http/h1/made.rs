@@ -1,5 +1,7 @@
 //! Field lines that the gateway makes, as the bytes that they go out as.
 
+use std::cell::RefCell;
+
 use http::HeaderName;
 
 use super::encode::field;
@@ -8,6 +10,14 @@ use super::encode::field;
 const ROOM: usize = 512;
 /// Longest memory that is kept for another message.
 const KEPT: usize = 16 << 10;
+
+/// Buffers that a thread keeps for the next messages, and the largest one that it keeps.
+const SPARES: usize = 16;
+const LARGEST_SPARE: usize = 4 << 10;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Whole lines, each written as `name: value` with CR LF behind it.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +31,8 @@ pub struct Made {
 pub struct Names {
     /// A bit for each name.
     whole: u64,
+    /// Another: in one such word alone, every sixth name would be taken for one of an ordinary message's.
+    again: u32,
     /// A bit for each first letter.
     first: u32,
 }
@@ -29,13 +41,16 @@ impl Names {
     /// One name, in any case; the same for one that has `_` for `-`.
     pub const fn of(name: &[u8]) -> Self {
         let (first, last) = (alike(name.first()), alike(name.last()));
-        Self { whole: bit(name.len(), first, last), first: 1 << (first & 31) }
+        let middle = if name.is_empty() { 0 } else { alike(Some(&name[name.len() / 2])) };
+        // Multiplied so that all of them show in the upper bits (Knuth's multiplicative hashing).
+        let hash = ((name.len() as u32) | first << 8 | last << 16 | middle << 24).wrapping_mul(0x9E37_79B1);
+        Self { whole: 1 << (hash >> 26), again: 1 << (hash >> 21 & 31), first: 1 << (first & 31) }
     }
 
     /// These and the others.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
-        Self { whole: self.whole | other.whole, first: self.first | other.first }
+        Self { whole: self.whole | other.whole, again: self.again | other.again, first: self.first | other.first }
     }
 
     /// Notes a name, in any case.
@@ -50,7 +65,7 @@ impl Names {
 
     /// Whether a name of the others may be there.
     pub fn may_share(self, other: Self) -> bool {
-        self.whole & other.whole != 0
+        self.whole & other.whole != 0 && self.again & other.again != 0
     }
 
     /// Whether a name that begins with `prefix` may be there.
@@ -59,19 +74,13 @@ impl Names {
     }
 }
 
-/// A first or last letter, alike in either case, and for `-` and `_`.
+/// A letter, alike in either case, and for `-` and `_`.
 const fn alike(letter: Option<&u8>) -> u32 {
     match letter {
         Some(b'_') => b'-' as u32,
         Some(letter) => (*letter | 0x20) as u32,
         None => 0,
     }
-}
-
-/// By length and both ends, multiplied so that all of them show in the upper bits (Knuth's multiplicative hashing).
-const fn bit(length: usize, first: u32, last: u32) -> u64 {
-    let key = (length as u32) | first << 8 | last << 16;
-    1 << (key.wrapping_mul(0x9E37_79B1) >> 26)
 }
 
 impl Made {
@@ -92,16 +101,12 @@ impl Made {
         out.extend_from_slice(b"\r\n");
     }
 
-    /// Writes lines behind the others that were made before.
-    pub fn put(&mut self, others: &Self) {
-        self.room(others.names).extend_from_slice(&others.bytes);
-    }
-
     /// Where whole lines of these names are to be written.
+    #[inline]
     pub fn room(&mut self, names: Names) -> &mut Vec<u8> {
         self.names = self.names.and(names);
         if self.bytes.capacity() == 0 {
-            self.bytes.reserve(ROOM);
+            self.bytes = spare();
         }
         &mut self.bytes
     }
@@ -173,6 +178,33 @@ impl Made {
         }
         self.bytes.truncate(kept);
     }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if (ROOM..=LARGEST_SPARE).contains(&self.bytes.capacity()) {
+            give_back(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+/// An empty buffer.
+fn spare() -> Vec<u8> {
+    // No spares are left at a thread's end.
+    let spare = SPARE.try_with(|spares| spares.borrow_mut().pop()).ok().flatten();
+    spare.unwrap_or_else(|| Vec::with_capacity(ROOM))
+}
+
+fn give_back(mut buffer: Vec<u8>) {
+    buffer.clear();
+    let keep = |spares: &RefCell<Vec<Vec<u8>>>| {
+        let mut spares = spares.borrow_mut();
+        if spares.len() < SPARES {
+            spares.push(buffer);
+        }
+    };
+    // At a thread's end it is dropped like any other.
+    SPARE.try_with(keep).unwrap_or_default();
 }
 
 /// Whole lines one by one, line ends included.

@@ -6,6 +6,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::unindexed;
+use crate::http::h1::encode::field;
 use crate::http::h1::made::{Made, Names, begins, is_like, value};
 
 /// A value that was checked: it has no control character but tabs, so it cannot end its line.
@@ -50,13 +51,14 @@ impl<'a> From<&'a HeaderValue> for FieldValue<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Ready {
     fields: Vec<(HeaderName, HeaderValue)>,
-    made: Made,
+    names: Names,
+    lines: Vec<u8>,
 }
 
 impl Ready {
     /// The names that there may be.
     pub fn names(&self) -> Names {
-        self.made.names()
+        self.names
     }
 
     /// The fields.
@@ -66,7 +68,8 @@ impl Ready {
 
     /// Adds a field.
     pub fn push(&mut self, name: HeaderName, value: HeaderValue) {
-        self.made.push(&name, value.as_bytes());
+        self.names.add(name.as_str().as_bytes());
+        field(&mut self.lines, name.as_str(), value.as_bytes());
         self.fields.push((name, value));
     }
 }
@@ -219,7 +222,7 @@ impl Fields for Made {
     }
 
     fn append_all(&mut self, ready: &Ready) {
-        self.put(&ready.made);
+        self.room(ready.names).extend_from_slice(&ready.lines);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The access log: one line per request, formatted into the worker's own buffer and written by one thread.
 //!
 //! A request never waits for the output. Its worker appends the line to a buffer that only the writer thread ever shares, for the moment
-//! it takes to swap it out. Blocks of 32 KiB and more go to the writer through a bounded queue; if the output cannot keep up and the queue
+//! it takes to swap it out. Blocks of 64 KiB and more go to the writer through a bounded queue; if the output cannot keep up and the queue
 //! is full, lines are dropped and counted. When there is little to write, the writer collects the buffers 50 ms after a line.
 
 mod entry;
@@ -96,7 +96,7 @@ impl Options {
 }
 
 /// A buffer is handed to the writer once it has this many bytes.
-const BLOCK: usize = 32 << 10;
+const BLOCK: usize = 64 << 10;
 /// Room for the line that makes a buffer full, so that it need not grow.
 const ROOM: usize = BLOCK + (4 << 10);
 

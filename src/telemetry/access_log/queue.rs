@@ -136,11 +136,15 @@ impl Queue {
     /// For the writer: what it was asked for is done.
     pub fn finish(&self, task: Task) {
         let mut state = self.lock();
-        if task.collect {
+        let flushed = task.collect && state.flush_done < task.flush;
+        if flushed {
             state.flush_done = task.flush;
         }
         drop(state);
-        self.done.notify_all();
+        // A system call, also where nobody waits.
+        if flushed {
+            self.done.notify_all();
+        }
     }
 
     /// Asks for the file to be opened anew.
