@@ -141,8 +141,8 @@ impl Made {
     }
 
     /// The lines, as their memory.
-    pub(super) fn into_bytes(self) -> Vec<u8> {
-        self.bytes
+    pub(super) fn into_bytes(mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
     }
 
     /// The lines.
