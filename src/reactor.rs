@@ -12,6 +12,8 @@
 
 mod home;
 mod poller;
+mod registration;
+mod source;
 mod sources;
 mod tasks;
 
@@ -26,11 +28,13 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::coop;
 
-pub use self::sources::{Direction, Registration};
+pub use self::registration::Registration;
+pub use self::source::Direction;
 
 use self::home::Home;
 use self::poller::BATCH;
-use self::sources::{Removed, Sources, Waits};
+use self::source::Waits;
+use self::sources::{Removed, Sources};
 use self::tasks::Tasks;
 
 /// So often a task may read or write until others have their turn.
