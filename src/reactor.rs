@@ -86,6 +86,7 @@ impl Here {
             self.tasks.run(some);
             self.sources.borrow_mut().flush(|waits| waiting.push(waits));
         }
+        self.sources.borrow_mut().all_have_run();
         waiting.into_iter().for_each(|waits| self.tell(waits));
     }
 

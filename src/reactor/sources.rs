@@ -167,6 +167,11 @@ impl Sources {
         taken
     }
 
+    /// All tasks have run: whoever is still on the list has read for itself, or will.
+    pub(super) fn all_have_run(&mut self) {
+        self.heard.clear();
+    }
+
     /// The tasks for which something was read have run: what they have not asked for is kept.
     fn keep_ahead(&mut self) {
         let (readers, ahead) = (std::mem::take(&mut self.readers), std::mem::take(&mut self.ahead));
