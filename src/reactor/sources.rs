@@ -172,6 +172,12 @@ impl Sources {
         self.heard.clear();
     }
 
+    /// For tests: how many sockets are on the list of those to read for.
+    #[cfg(test)]
+    pub(super) fn waiting_to_read(&self) -> usize {
+        self.heard.len()
+    }
+
     /// The tasks for which something was read have run: what they have not asked for is kept.
     fn keep_ahead(&mut self) {
         let (readers, ahead) = (std::mem::take(&mut self.readers), std::mem::take(&mut self.ahead));

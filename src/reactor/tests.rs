@@ -249,6 +249,30 @@ fn what_a_task_was_woken_for_waits_until_it_asks_for_it() {
 }
 
 #[test]
+fn a_task_with_several_sockets_is_remembered_once() {
+    with_reactor(async {
+        let (mut one, mut first) = pair().await;
+        let (mut other, mut second) = pair().await;
+        let reading = ran(async move {
+            for _ in 0..100 {
+                let both = tokio::join!(one.read_u8(), other.read_u8());
+                assert!(both.0.is_ok() && both.1.is_ok());
+            }
+            HERE.with(|here| here.sources.borrow().waiting_to_read())
+        });
+        let writing = async {
+            for _ in 0..100 {
+                first.write_all(b"x").await.unwrap();
+                second.write_all(b"x").await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let (waiting, ()) = tokio::join!(reading, writing);
+        assert!(waiting.unwrap() <= 2, "those of this turn");
+    });
+}
+
+#[test]
 fn long_and_short_messages_in_turn_arrive_whole() {
     with_reactor(async {
         let (mut near, mut far) = pair().await;
