@@ -34,7 +34,7 @@ pub use self::source::Direction;
 use self::home::Home;
 use self::poller::BATCH;
 use self::source::Waits;
-use self::sources::{Removed, Sources};
+use self::sources::{Key, Removed, Sources};
 use self::tasks::Tasks;
 
 /// So often a task may read or write until others have their turn.
@@ -42,7 +42,8 @@ const TURN: u32 = 128;
 /// So many tasks run until what they wrote is sent: enough that their code stays in the processor's caches, few enough that others need not
 /// wait for it.
 const TOGETHER: usize = 16;
-/// So many batches of events are served until tokio's tasks and timers have their turn.
+/// So many tasks are run, of so many batches of events and wake-ups, until tokio's tasks and timers have their turn: nothing new is heard before.
+const MOST: usize = 256;
 const ROUNDS: usize = 8;
 
 thread_local! {
@@ -75,26 +76,28 @@ impl Here {
         }
     }
 
-    /// Runs once what is in the queue now, and does what it writes.
-    fn run(&self) {
-        let mut left = self.tasks.queued();
+    /// Runs once what is in the queue now, at most `most` tasks, and does what they write. Gives how many they were.
+    fn run(&self, most: usize) -> usize {
+        let count = self.tasks.queued().min(most);
+        let mut left = count;
         let mut waiting = Vec::new();
         while left > 0 {
             let some = left.min(TOGETHER);
             left -= some;
-            self.sources.borrow_mut().read_ahead(some);
+            self.tasks.reads(some, |keys| self.sources.borrow_mut().read_ahead(keys));
             self.tasks.run(some);
             self.sources.borrow_mut().flush(|waits| waiting.push(waits));
         }
-        self.sources.borrow_mut().all_have_run();
-        waiting.into_iter().for_each(|waits| self.tell(waits));
+        waiting.into_iter().for_each(|waits| self.tell(waits, None));
+        count
     }
 
-    /// Wakes who waited. Not while anything of this thread is borrowed: it may be anybody's waker.
-    fn tell(&self, waits: Waits) {
+    /// Wakes who waited, maybe because `reads` has something to read. Not while anything of this thread is borrowed: it may be anybody's
+    /// waker.
+    fn tell(&self, waits: Waits, reads: Option<Key>) {
         match waits {
             Waits::Task(task) => {
-                self.tasks.enqueue(task);
+                self.tasks.enqueue(task, reads);
             }
             Waits::Other(waker) => waker.wake(),
         }
@@ -102,7 +105,7 @@ impl Here {
 
     /// A task has been woken by this thread.
     fn wake(&self, task: tasks::Id) {
-        if self.tasks.enqueue(task) && !self.running.get() && !self.rung.replace(true) {
+        if self.tasks.enqueue(task, None) && !self.running.get() && !self.rung.replace(true) {
             // Cloned, since it may be anybody's waker, and whoever is woken may come back here.
             let waker = self.waker.borrow().clone();
             if let Some(waker) = waker {
@@ -156,14 +159,15 @@ impl Reactor {
         let mut others = Vec::new();
         let count = self.home.poller().take(|key, ready| {
             let woken = here.sources.borrow_mut().heard(key, ready);
-            for waits in woken.into_iter().flatten() {
+            for (waits, reads) in woken.into_iter().zip([Some(key), None]) {
                 match waits {
-                    Waits::Task(_) => here.tell(waits),
-                    Waits::Other(_) => others.push(waits),
+                    Some(Waits::Task(task)) => here.tell(Waits::Task(task), reads),
+                    Some(Waits::Other(waker)) => others.push(waker),
+                    None => {}
                 }
             }
         });
-        others.into_iter().for_each(|waits| here.tell(waits));
+        others.into_iter().for_each(Waker::wake);
         count
     }
 }
@@ -181,20 +185,24 @@ impl Future for Reactor {
                 let before = here.waker.replace(Some(cx.waker().clone()));
                 drop(before);
             }
+            let mut turns = MOST;
             for _ in 0..ROUNDS {
                 let (woken, left) = this.home.news();
                 for task in woken {
-                    here.tasks.enqueue(task);
+                    here.tasks.enqueue(task, None);
                 }
                 for key in left {
                     let removed = here.sources.borrow_mut().remove(key);
                     removed.into_iter().for_each(Removed::linger);
                 }
                 let more = this.hear(cx, here);
-                here.run();
+                turns -= here.run(turns);
                 if !more && here.tasks.queued() == 0 {
                     here.running.set(false);
                     return Poll::Pending;
+                }
+                if turns == 0 {
+                    break;
                 }
             }
             here.running.set(false);
@@ -206,6 +214,7 @@ impl Future for Reactor {
 
 impl Drop for Reactor {
     fn drop(&mut self) {
+        self.home.close();
         // Whatever a task does as it is dropped, nothing of this thread is borrowed meanwhile.
         let end = |here: &Here| {
             here.tasks.close();
@@ -230,6 +239,11 @@ pub fn spawn(task: Pin<Box<dyn Future<Output = ()> + Send>>) {
     if let Some(task) = left {
         drop(tokio::spawn(task));
     }
+}
+
+/// Whether the task that runs has read and written so much that it will be told to wait until others have had their turn.
+pub fn is_turn_over() -> bool {
+    HERE.with(|here| here.tasks.is_turn_over())
 }
 
 /// Ready unless the task that runs has read and written so much that others are to have their turn; then it comes again after them.

@@ -109,6 +109,9 @@ impl Socket {
             match retry_on_intr(|| act(tcp.as_fd())) {
                 Ok((count, of)) => {
                     registration.has_moved(direction, count, of);
+                    if count == 0 && of > 0 && direction == Direction::Read {
+                        registration.found_end()?;
+                    }
                     return Poll::Ready(Ok(count));
                 }
                 Err(Errno::AGAIN) => registration.found_nothing(direction)?,

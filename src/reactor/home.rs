@@ -30,6 +30,8 @@ struct Post {
     left: Vec<sources::Key>,
     /// The reactor.
     waker: Option<Waker>,
+    /// It has ended: nobody reads this any more.
+    closed: bool,
 }
 
 impl Home {
@@ -71,6 +73,9 @@ impl Home {
     fn tell(&self, add: impl FnOnce(&mut Post)) {
         let waker = {
             let mut post = self.post();
+            if post.closed {
+                return;
+            }
             add(&mut post);
             // Whoever finds it set knows that the reactor has been woken and has not come yet.
             if self.news.swap(true, Ordering::AcqRel) {
@@ -81,6 +86,11 @@ impl Home {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// The reactor has ended.
+    pub(super) fn close(&self) {
+        *self.post() = Post { closed: true, ..Post::default() };
     }
 
     /// What other threads have told since the last call.

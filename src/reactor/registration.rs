@@ -119,11 +119,20 @@ impl Registration {
     /// # Errors
     /// And nothing is to come, since a write could not be done.
     pub fn found_nothing(&self, direction: Direction) -> io::Result<()> {
-        let failed = self.with(None, |_, sources| {
-            let source = sources.get(self.key)?;
-            source.ready &= !direction.mask();
-            source.failed
+        self.with((), |_, sources| {
+            if let Some(source) = sources.get(self.key) {
+                source.ready &= !direction.mask();
+            }
         });
+        self.found_end()
+    }
+
+    /// The last read found an end.
+    ///
+    /// # Errors
+    /// It is none: a write that was held back has met what broke the connection, and the system tells that only once.
+    pub fn found_end(&self) -> io::Result<()> {
+        let failed = self.with(None, |_, sources| sources.get(self.key).and_then(|source| source.failed));
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
 

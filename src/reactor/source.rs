@@ -119,6 +119,7 @@ impl Source {
             }
             Err(Errno::AGAIN) => {
                 self.ready &= !Direction::Read.mask();
+                self.broken = self.failed;
                 0
             }
             Err(error) => {
@@ -145,7 +146,7 @@ impl Source {
 
     fn keep(&mut self, rest: &[u8]) {
         self.rest = rest.to_vec();
-        self.ready &= !WRITE;
+        self.ready &= !(WRITE | WRITE_END);
     }
 
     /// Sends what is left, if there is room by now.

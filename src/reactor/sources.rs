@@ -1,6 +1,5 @@
 //! The sockets of a reactor: what is known of each, and who waits for it.
 
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::TcpStream;
 use std::ops::Range;
@@ -19,6 +18,8 @@ use super::poller::{READ_END, WRITE, WRITE_END};
 use super::registration::Registration;
 use super::source::{AHEAD, Direction, Source, Waits};
 
+/// So much memory for writes that are held back is kept for the next ones.
+const LARGEST: usize = 256 << 10;
 /// How long the other side of a closed socket has to take the rest of the last write.
 const LINGER: Duration = Duration::from_secs(10);
 
@@ -66,8 +67,6 @@ pub(super) struct Sources {
     /// Writes that are held back, and their bytes.
     held: Vec<Held>,
     bytes: Vec<u8>,
-    /// Sockets of whose tasks something was heard that they wait for, in the order in which they will run.
-    heard: VecDeque<Key>,
     /// What was read for the tasks that run, and how much of it is in use.
     ahead: Vec<u8>,
     used: usize,
@@ -83,7 +82,6 @@ impl Sources {
             round: 0,
             held: Vec::new(),
             bytes: Vec::new(),
-            heard: VecDeque::new(),
             ahead: Vec::new(),
             used: 0,
             readers: Vec::new(),
@@ -119,19 +117,14 @@ impl Sources {
         source.send_rest();
         let ready = source.ready & (ready | READ_END | WRITE_END);
         let take = |waiting: &mut Option<Waits>, mask: u8| if ready & mask == 0 { None } else { waiting.take() };
-        let woken = [take(&mut source.reader, Direction::Read.mask()), take(&mut source.writer, Direction::Write.mask())];
-        if matches!(woken, [Some(Waits::Task(_)), _]) {
-            self.heard.push_back(key);
-        }
-        woken
+        [take(&mut source.reader, Direction::Read.mask()), take(&mut source.writer, Direction::Write.mask())]
     }
 
-    /// Reads for the next `count` tasks what they wait for.
-    pub(super) fn read_ahead(&mut self, count: usize) {
+    /// Reads what comes next from these sockets, for their tasks, which run now.
+    pub(super) fn read_ahead(&mut self, keys: impl Iterator<Item = Key>) {
         let mut ahead = std::mem::take(&mut self.ahead);
         ahead.resize(TOGETHER * AHEAD, 0);
-        for _ in 0..count {
-            let Some(key) = self.heard.pop_front() else { break };
+        for key in keys {
             let start = self.used;
             let Some(room) = ahead.get_mut(start..start + AHEAD) else { break };
             let Some(source) = self.get(key) else { continue };
@@ -158,6 +151,10 @@ impl Sources {
                 let count = source.kept.len().min(into.remaining());
                 into.put_slice(source.kept.get(..count).unwrap_or_default());
                 source.kept.drain(..count);
+                if source.kept.is_empty() {
+                    // An idle connection has no buffer.
+                    source.kept = Vec::new();
+                }
                 Some(Ok(()))
             } else {
                 source.broken.take().map(Err)
@@ -165,17 +162,6 @@ impl Sources {
         });
         self.ahead = ahead;
         taken
-    }
-
-    /// All tasks have run: whoever is still on the list has read for itself, or will.
-    pub(super) fn all_have_run(&mut self) {
-        self.heard.clear();
-    }
-
-    /// For tests: how many sockets are on the list of those to read for.
-    #[cfg(test)]
-    pub(super) fn waiting_to_read(&self) -> usize {
-        self.heard.len()
     }
 
     /// The tasks for which something was read have run: what they have not asked for is kept.
@@ -219,6 +205,7 @@ impl Sources {
         (self.held, self.bytes) = (held, bytes);
         self.held.clear();
         self.bytes.clear();
+        self.bytes.shrink_to(LARGEST);
     }
 
     /// Does the write of one socket that was held back.

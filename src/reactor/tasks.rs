@@ -11,6 +11,7 @@ use std::task::{Context, Wake, Waker};
 use slab::Slab;
 
 use super::home::Home;
+use super::sources::Key;
 use super::{HERE, TURN};
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -41,7 +42,8 @@ pub(super) struct Tasks {
     /// `None`: the thread has no reactor.
     home: RefCell<Option<Arc<Home>>>,
     places: RefCell<Slab<Place>>,
-    queue: RefCell<VecDeque<Id>>,
+    /// Those that were woken, and by which socket that has something to read.
+    queue: RefCell<VecDeque<(Id, Option<Key>)>>,
     round: Cell<u32>,
     /// The task that runs, and what its waker refers to.
     current: Cell<Option<(Id, usize)>>,
@@ -90,14 +92,14 @@ impl Tasks {
         Ok(id)
     }
 
-    /// Puts a task that was woken into the queue; whether it is new there.
-    pub(super) fn enqueue(&self, id: Id) -> bool {
+    /// Puts a task that was woken into the queue, maybe by something to read; whether it is new there.
+    pub(super) fn enqueue(&self, id: Id, reads: Option<Key>) -> bool {
         let mut places = self.places.borrow_mut();
         let Some(place) = places.get_mut(id.place as usize).filter(|place| place.round == id.round && !place.queued) else {
             return false;
         };
         place.queued = true;
-        self.queue.borrow_mut().push_back(id);
+        self.queue.borrow_mut().push_back((id, reads));
         true
     }
 
@@ -106,10 +108,15 @@ impl Tasks {
         self.queue.borrow().len()
     }
 
+    /// Tells `tell` which sockets have something to read for the first `count` of the queue.
+    pub(super) fn reads(&self, count: usize, tell: impl FnOnce(&mut dyn Iterator<Item = Key>)) {
+        tell(&mut self.queue.borrow().iter().take(count).filter_map(|(_, reads)| *reads));
+    }
+
     /// Runs the first `count` tasks of the queue, each once.
     pub(super) fn run(&self, count: usize) {
         for _ in 0..count {
-            let Some(id) = self.queue.borrow_mut().pop_front() else { return };
+            let Some((id, _)) = self.queue.borrow_mut().pop_front() else { return };
             let task = self.places.borrow_mut().get_mut(id.place as usize).filter(|place| place.round == id.round).and_then(|place| {
                 place.queued = false;
                 place.task.take()
@@ -134,6 +141,11 @@ impl Tasks {
     /// The task that runs, if `waker` is its own.
     pub(super) fn current(&self, waker: &Waker) -> Option<Id> {
         self.current.get().filter(|(_, data)| *data == waker.data().addr()).map(|(id, _)| id)
+    }
+
+    /// Whether one of them runs and may not read or write any more.
+    pub(super) fn is_turn_over(&self) -> bool {
+        self.current.get().is_some() && self.turn.get() == 0
     }
 
     /// Counts one read or write of the task that runs: whether it may. `None`: none of them runs.

@@ -10,6 +10,7 @@ use tokio::net::UnixStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::http::socket::Socket;
+use crate::reactor;
 
 /// A byte stream to an endpoint.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ impl Wire {
         match self {
             Self::Tcp(io) => io.is_quiet(),
             Self::Unix(io) => waits(io.try_read(&mut byte)),
+            // A task whose turn is over would be told that nothing came, whatever did.
+            Self::Tls(_) if reactor::is_turn_over() => false,
             // Session tickets may come at any time, and are no answer.
             Self::Tls(io) => {
                 let mut cx = Context::from_waker(Waker::noop());

@@ -204,6 +204,10 @@ impl H1 {
             match ready!(inner.input.poll_read(&mut inner.wire, cx, inner.decoder.remaining())) {
                 Ok(0) => {
                     inner.keep_alive = false;
+                    // Whoever takes no more of the request may have been cut off: then this is no end.
+                    if let Some(error) = inner.output.take_error() {
+                        return Poll::Ready(Some(Err(Error::Closed(Some(error)))));
+                    }
                     return Poll::Ready(inner.decoder.eof().err().map(|error| Err(Error::Decode(error))));
                 }
                 Ok(_) => {}
