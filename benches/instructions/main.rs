@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use bytes::BytesMut;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use jsonwebtoken::{EncodingKey, Header, encode};
@@ -19,6 +20,7 @@ use tollgate::config::upstream::{self as written, Balance, Endpoint};
 use tollgate::config::{At, Problems, resolve};
 use tollgate::gateway::route::Route;
 use tollgate::gateway::{Shared, compile};
+use tollgate::http::h1::{Limits, parse_request, parse_response};
 use tollgate::http::headers::{Forwarding, Survey, remove_hop_by_hop, set_forwarded};
 use tollgate::http::target::canonical;
 use tollgate::http::{Connection, Exchange, Host, Params, Scheme};
@@ -36,6 +38,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const ROUNDS: usize = 1_000;
 const WARM_UP: usize = 200;
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+/// As wrk asks.
+const PLAIN_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n";
+/// The same with a byte that a plain head does not have.
+const ODD_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nX-Tab: a\tb\r\n\r\n";
+/// As nginx answers.
+const PLAIN_ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Sat, 21 Nov 2026 12:00:00 GMT\r\n\
+    Content-Type: application/json\r\nContent-Length: 200\r\nConnection: keep-alive\r\n\r\n";
+const LIMITS: Limits = Limits { max_head: 64 << 10, max_fields: 100 };
 
 const YAML: &str = "
 authenticators: { main: { jwt: { issuer: 'https://id.test', audience: [api], algorithms: [HS256], secret: '0123456789abcdef0123456789abcdef', forward: { sub: x-user-id } } } }
@@ -58,7 +69,7 @@ fn case<T>(mut prepare: impl FnMut() -> T, mut step: impl FnMut(&mut T)) {
     }
 }
 
-const CASES: [(&str, fn()); 23] = [
+const CASES: [(&str, fn()); 26] = [
     ("router, exact path among 10", || router(10, "/api/svc0/users")),
     ("router, exact path among 10,000", || router(10_000, "/api/svc1999/users")),
     ("router, parameter among 10", || router(10, "/api/svc0/users/12345")),
@@ -76,6 +87,14 @@ const CASES: [(&str, fn()); 23] = [
     ("balance, consistent_hash of 3", || balance(&hashed(), 3, 1)),
     ("balance, consistent_hash of 1,000", || balance(&hashed(), 1_000, 1)),
     ("rate limit, one by ip", limit),
+    ("head, plain request", || request_head(PLAIN_REQUEST)),
+    ("head, request that httparse judges", || request_head(ODD_REQUEST)),
+    ("head, plain answer, as lines", || {
+        case(
+            || (BytesMut::from(PLAIN_ANSWER), 0),
+            |(buf, seen)| drop(black_box(parse_response(buf, seen, LIMITS, true).unwrap().unwrap())),
+        );
+    }),
     ("headers, survey of 7 fields", || {
         case(request, |headers| {
             black_box(Survey::of(headers));
@@ -186,6 +205,10 @@ fn jwt() {
         Poll::Ready(outcome) => drop(black_box(outcome.unwrap())),
         Poll::Pending => panic!("a remembered token must not wait"),
     });
+}
+
+fn request_head(bytes: &'static [u8]) {
+    case(|| (BytesMut::from(bytes), 0), |(buf, seen)| drop(black_box(parse_request(buf, seen, LIMITS).unwrap().unwrap())));
 }
 
 fn path(received: &'static str) {
