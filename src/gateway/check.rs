@@ -8,9 +8,9 @@ use crate::gateway::handle::{ALL_METHODS, Context};
 use crate::gateway::snapshot::Snapshot;
 use crate::http::headers::remove_hop_by_hop;
 use crate::http::target::{TargetForm, canonical, check_framing, check_target};
+use crate::http::text::Text;
 use crate::http::websocket::{Upgrade, inspect_request};
 use crate::http::{Exchange, grpc, grpc_web};
-use crate::telemetry::access_log::Label;
 
 fn bad(detail: &'static str) -> Box<Refusal> {
     Refusal::new(Reason::BadRequest, detail).closing()
@@ -61,7 +61,7 @@ fn check_head(ex: &mut Exchange, cx: &mut Context<'_>, head: &mut request::Parts
         && let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut())
     {
         // HTTP/2 has no `Host`, and an absolute target replaces it.
-        entry.host = ex.host.authority.as_ref().map(Label::from);
+        entry.host = ex.host.authority.as_ref().map(Text::from);
     }
     cx.expects_continue = seen.expect() && head.headers.remove(EXPECT).is_some();
     let hop = remove_hop_by_hop(&mut head.headers, seen);

@@ -29,12 +29,13 @@ use crate::http::client_addr::{client_address, unmap};
 use crate::http::connection::Link;
 use crate::http::headers::{Survey, effective_scheme, make_request_id, request_id};
 use crate::http::incoming::Incoming;
+use crate::http::text::Text;
 use crate::http::upgrade::Upgrading;
 use crate::http::websocket::WebSocket;
 use crate::http::{Exchange, Host, Params, Scheme, grpc, grpc_web, problem};
 use crate::middleware::cors::preflight_method;
 use crate::router::{Outcome, Query};
-use crate::telemetry::access_log::{Entry, Label};
+use crate::telemetry::access_log::Entry;
 use crate::telemetry::events;
 use crate::telemetry::time::since_1970;
 
@@ -72,7 +73,7 @@ pub struct Context<'a> {
     /// Whether the client waits for a 100 before it sends its body.
     pub expects_continue: bool,
     /// `Origin` of the request, for CORS.
-    pub origin: Option<Label>,
+    pub origin: Option<Text>,
     /// Which CORS fields the answer gets.
     pub cors: CorsFields,
     /// Accounts for the request.
@@ -249,7 +250,7 @@ async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, head: &mut request::
     if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut())
         && entry.host.is_none()
     {
-        entry.host = ex.host.authority.as_ref().map(Label::from);
+        entry.host = ex.host.authority.as_ref().map(Text::from);
     }
     if ex.method == Method::OPTIONS && head.uri.path() == "*" {
         *answer = Answer::no_content();
@@ -261,7 +262,7 @@ async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, head: &mut request::
     if cx.seen.origin() {
         let mut lines = head.headers.get_all(ORIGIN).iter();
         cx.origin = match (lines.next(), lines.next()) {
-            (Some(origin), None) => Some(Label::from(origin)),
+            (Some(origin), None) => Some(Text::from(origin)),
             _ => None,
         };
     }
@@ -279,7 +280,7 @@ async fn route<'a>(ex: &mut Exchange, cx: &mut Context<'a>, head: &mut request::
     if let Some(finish) = cx.pending.get() {
         finish.route = Some(route);
         if let Some(entry) = &mut finish.entry {
-            entry.route = Some(Label::from(&route.name));
+            entry.route = Some(Text::from(&route.name));
         }
     }
     let outcome = Route::run(route, ex, cx, &mut head.headers, answer).await;
@@ -333,7 +334,7 @@ async fn complete(
     }
     match &scope {
         Scope::Bare => {}
-        Scope::Fallback => cx.snapshot.fallback.finish_response(ex, cx.origin.as_ref().map(Label::as_bytes), answer.headers()),
+        Scope::Fallback => cx.snapshot.fallback.finish_response(ex, cx.origin.as_ref().map(Text::as_bytes), answer.headers()),
         Scope::Route(route) => route.finish_response(ex, cx, answer),
     }
     if let Some(name) = &cx.snapshot.request_id {
@@ -365,7 +366,7 @@ async fn complete(
         }
     }
     if let Some(entry) = &mut finish.entry {
-        entry.user = ex.identity.as_ref().map(|identity| Label::from(&identity.user));
+        entry.user = ex.identity.as_ref().map(|identity| Text::from(&identity.user));
         entry.auth_error = ex.auth_error;
         entry.rate_limit = ex.rate_limit.take();
     }

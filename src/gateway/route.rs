@@ -15,13 +15,13 @@ use crate::gateway::target::{Outgoing, Target, UpstreamHandle};
 use crate::http::Exchange;
 use crate::http::h1::Made;
 use crate::http::headers::{Added, Beside, Fields, Forwarding, Usual, set_forwarded};
+use crate::http::text::Text;
 use crate::middleware::auth::{AuthChain, Spent};
 use crate::middleware::cors::Cors;
 use crate::middleware::headers::HeaderRules;
 use crate::middleware::ip_rules::IpRules;
 use crate::middleware::rate_limit::{Decision, PendingCheck, RateLimits};
 use crate::middleware::rewrite::{HostMode, Rewrite};
-use crate::telemetry::access_log::Label;
 use crate::telemetry::metrics::RouteMetrics;
 use crate::upstream::retry::RetryPolicy;
 
@@ -241,8 +241,8 @@ impl Route {
         }
         match (&self.cors, std::mem::take(&mut cx.cors)) {
             (Some(cors), CorsFields::Ordinary) => match answer.all_lines() {
-                Some(lines) => cors.apply(cx.origin.as_ref().map(Label::as_bytes), lines),
-                None => cors.apply(cx.origin.as_ref().map(Label::as_bytes), answer.headers()),
+                Some(lines) => cors.apply(cx.origin.as_ref().map(Text::as_bytes), lines),
+                None => cors.apply(cx.origin.as_ref().map(Text::as_bytes), answer.headers()),
             },
             (_, CorsFields::Preflight(fields)) => Cors::apply_preflight(fields, answer.headers()),
             (_, CorsFields::Withheld) | (None, CorsFields::Ordinary) => {}

@@ -20,12 +20,12 @@ use crate::gateway::tunnel;
 use crate::http::body::{BodyFailure, BoxedBody, ClientBody};
 use crate::http::headers::{Fields, Survey, join_cookies, remove_hop_by_hop};
 use crate::http::selector::selector_value;
+use crate::http::text::Text;
 use crate::http::{Exchange, grpc, grpc_web};
 use crate::targets::aggregate::{Aggregate, CallFailure, Caller, PartRequest, PartResponse};
 use crate::targets::redirect::Redirect;
 use crate::targets::respond::Respond;
 use crate::targets::split::Split;
-use crate::telemetry::access_log::Label;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::tls::ClientTls;
 use crate::units::Selector;
@@ -151,7 +151,7 @@ impl Route {
         answer: &mut Answer,
     ) -> Result<(), Box<Refusal>> {
         if let Some(entry) = cx.pending.get().and_then(|finish| finish.entry.as_mut()) {
-            entry.upstream = Some(Label::from(&handle.upstream.name));
+            entry.upstream = Some(Text::from(&handle.upstream.name));
         }
         if cx.websocket.is_some() {
             // Rare paths are boxed, here and below: each future on the way is moved once per request, as large as its largest branch.

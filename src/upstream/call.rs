@@ -15,7 +15,7 @@ use crate::error::Reason;
 use crate::http::body::{BoxedBody, ClientBody, RequestBody};
 use crate::http::clock::{Clock, Expired};
 use crate::http::headers::Added;
-use crate::telemetry::access_log::Label;
+use crate::http::text::Text;
 use crate::upstream::copy::CopyTime;
 use crate::upstream::failure::Failure;
 use crate::upstream::h1;
@@ -93,7 +93,7 @@ pub struct Trace {
     /// Attempts made.
     pub attempts: u32,
     /// Endpoint of the last attempt.
-    pub endpoint: Option<Label>,
+    pub endpoint: Option<Text>,
     /// From the last pick to the response head.
     pub upstream_time: Option<Duration>,
 }

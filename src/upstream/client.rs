@@ -14,7 +14,7 @@ use crate::error::Reason;
 use crate::health::breaker::Verdict;
 use crate::http::body::RequestBody;
 use crate::http::h1::{Lines, ResponseHead};
-use crate::telemetry::access_log::Label;
+use crate::http::text::Text;
 use crate::telemetry::events;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::attempt::{Attempt, FailKind};
@@ -155,7 +155,7 @@ async fn attempt(
     };
     let endpoint = attempt.endpoint();
     trace.attempts += 1;
-    trace.endpoint = trace.wanted.then(|| Label::from(&endpoint.id));
+    trace.endpoint = trace.wanted.then(|| Text::from(&endpoint.id));
     let per_try = call.retry.and_then(|policy| policy.per_try_timeout).map(|span| Deadline::Attempt { picked, span });
     let mut outcome = on_endpoint(endpoint, call, upstream.connect_timeout, picked, per_try, head).await;
     if let Err(failure) = &outcome

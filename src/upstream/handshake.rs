@@ -8,8 +8,8 @@ use http::{Method, Response, StatusCode};
 use crate::health::breaker::Verdict;
 use crate::http::body::RequestBody;
 use crate::http::h1::ResponseHead;
+use crate::http::text::Text;
 use crate::http::websocket::{Answer, WebSocket};
-use crate::telemetry::access_log::Label;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::upstream::body::{Source, UpstreamBody};
 use crate::upstream::call::{Call, Over, Trace};
@@ -52,7 +52,7 @@ pub async fn open_tunnel(
         let (mut attempt, picked) = pick(upstream, &call, &tried).await?;
         let endpoint = Arc::clone(attempt.endpoint());
         trace.attempts += 1;
-        trace.endpoint = Some(Label::from(&endpoint.id));
+        trace.endpoint = Some(Text::from(&endpoint.id));
         let mut outcome = handshake(&endpoint, &mut call, websocket, upstream.connect_timeout).await;
         if let Err(failure) = &outcome
             && let Some(mut comeback) = Comeback::of(upstream, &endpoint, &call, failure)

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, Version};
 
-use super::Label;
 use crate::error::Reason;
 use crate::http::exchange::{Exchange, Scheme};
+use crate::http::text::Text;
 use crate::telemetry::time::since_1970;
 
 /// One request, when it has ended. All clones into it are cheap; what is `None` is left out of the line.
@@ -17,7 +17,7 @@ pub struct Entry {
     /// When it began, since 1970.
     pub time: Duration,
     /// Its id.
-    pub request_id: Label,
+    pub request_id: Text,
     /// The client address, after trusted proxies.
     pub client_ip: IpAddr,
     /// The connection's remote address.
@@ -27,9 +27,9 @@ pub struct Entry {
     /// Scheme in effect.
     pub scheme: Scheme,
     /// `Host` or `:authority` as received.
-    pub host: Option<Label>,
+    pub host: Option<Text>,
     /// Path and query as received.
-    pub target: Label,
+    pub target: Text,
     /// Protocol of the client's request.
     pub protocol: Version,
     /// The status sent.
@@ -37,17 +37,17 @@ pub struct Entry {
     /// Why, if the gateway answered itself or cut the response.
     pub reason: Option<Reason>,
     /// The route's name.
-    pub route: Option<Label>,
+    pub route: Option<Text>,
     /// The authenticated subject.
-    pub user: Option<Label>,
+    pub user: Option<Text>,
     /// Exact cause of an authentication failure.
     pub auth_error: Option<&'static str>,
     /// Name of the limit that refused.
     pub rate_limit: Option<Arc<str>>,
     /// The upstream's name.
-    pub upstream: Option<Label>,
+    pub upstream: Option<Text>,
     /// Id of the endpoint of the last attempt.
-    pub endpoint: Option<Label>,
+    pub endpoint: Option<Text>,
     /// Attempts made.
     pub attempts: u32,
     /// From its head to its last response byte.
@@ -67,9 +67,9 @@ pub struct Entry {
     /// TLS version as `TLSv1.3`.
     pub tls: Option<&'static str>,
     /// `User-Agent`.
-    pub user_agent: Option<Label>,
+    pub user_agent: Option<Text>,
     /// `Referer`.
-    pub referer: Option<Label>,
+    pub referer: Option<Text>,
     /// Names of query parameters that carry credentials (decoded); their values are logged as `***`.
     pub secret_query: Option<Arc<[String]>>,
 }
@@ -80,13 +80,13 @@ impl Entry {
         let [host, user_agent, referer] = logged(headers);
         Self {
             time: since_1970(ex.started),
-            request_id: Label::from(&ex.request_id),
+            request_id: Text::from(&ex.request_id),
             client_ip: ex.client_ip,
             peer: ex.connection.peer,
             method: ex.method.clone(),
             scheme: ex.scheme,
             host,
-            target: Label::from(&ex.target),
+            target: Text::from(&ex.target),
             protocol: ex.version,
             status: 0,
             reason: None,
@@ -113,7 +113,7 @@ impl Entry {
 }
 
 /// `Host`, `User-Agent` and `Referer`, the first of each, in one pass: each look-up would hash.
-fn logged(headers: &HeaderMap) -> [Option<Label>; 3] {
+fn logged(headers: &HeaderMap) -> [Option<Text>; 3] {
     let mut found = [None, None, None];
     let [host, user_agent, referer] = &mut found;
     for (name, value) in headers {
@@ -125,7 +125,7 @@ fn logged(headers: &HeaderMap) -> [Option<Label>; 3] {
             _ => continue,
         };
         if place.is_none() {
-            *place = Some(Label::from(value));
+            *place = Some(Text::from(value));
         }
     }
     found

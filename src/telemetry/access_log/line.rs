@@ -10,8 +10,9 @@ use std::time::Duration;
 use http::Version;
 
 use super::escape::{escape, plain};
-use super::{Entry, Format, Label};
+use super::{Entry, Format};
 use crate::http::client_addr::ipv4_text;
+use crate::http::text::Text;
 use crate::telemetry::time::Stamp;
 use crate::units::push_decimal;
 
@@ -132,7 +133,7 @@ impl<const JSON: bool> Line<'_, JSON> {
         }
         self.text(key!("tls"), entry.tls);
         self.label(key!("user_agent"), entry.user_agent.as_ref());
-        if let Some(referer) = entry.referer.as_ref().map(Label::as_bytes) {
+        if let Some(referer) = entry.referer.as_ref().map(Text::as_bytes) {
             // A page whose address has a credential is the referrer of what it loads.
             let query = referer.iter().position(|byte| *byte == b'?').map_or(referer.len(), |at| at + 1);
             self.scrubbed(key!("referer"), referer, query, entry.secret_query.as_deref().unwrap_or_default());
@@ -189,7 +190,7 @@ impl<const JSON: bool> Line<'_, JSON> {
     }
 
     #[inline]
-    fn label(&mut self, key: Key, value: Option<&Label>) {
+    fn label(&mut self, key: Key, value: Option<&Text>) {
         if let Some(value) = value {
             self.bytes(key, value.as_bytes());
         }

@@ -21,7 +21,6 @@ use self::queue::Queue;
 use self::sink::Sink;
 use super::time::Stamp;
 use crate::config::server::{Log, LogFormat};
-pub use crate::http::text::Text as Label;
 
 /// Form of the lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,19 +5,20 @@ use http::{HeaderValue, Method, Version};
 
 use super::*;
 use crate::http::exchange::Scheme;
+use crate::http::text::Text;
 
 const LONG: Duration = Duration::from_secs(30);
 
 pub(super) fn entry() -> Entry {
     Entry {
         time: Duration::ZERO,
-        request_id: Label::from(&HeaderValue::from_static("id-1")),
+        request_id: Text::from(&HeaderValue::from_static("id-1")),
         client_ip: [203, 0, 113, 9].into(),
         peer: "[::1]:4711".parse().unwrap(),
         method: Method::GET,
         scheme: Scheme::Https,
         host: None,
-        target: Label::from(&HeaderValue::from_static("/")),
+        target: Text::from(&HeaderValue::from_static("/")),
         protocol: Version::HTTP_11,
         status: 200,
         reason: None,
@@ -43,7 +44,7 @@ pub(super) fn entry() -> Entry {
 }
 
 fn numbered(number: usize) -> Entry {
-    Entry { request_id: Label::from(&HeaderValue::from(number)), ..entry() }
+    Entry { request_id: Text::from(&HeaderValue::from(number)), ..entry() }
 }
 
 fn options(path: &Path) -> Options {

@@ -8,16 +8,16 @@ use super::*;
 use crate::error::Reason;
 use crate::telemetry::access_log::tests::entry;
 
-fn label(name: &str) -> Option<Label> {
-    Some(Label::from(&Arc::from(name)))
+fn label(name: &str) -> Option<Text> {
+    Some(Text::from(&Arc::from(name)))
 }
 
-fn value(bytes: &[u8]) -> Option<Label> {
-    Some(Label::from(&HeaderValue::from_bytes(bytes).unwrap()))
+fn value(bytes: &[u8]) -> Option<Text> {
+    Some(Text::from(&HeaderValue::from_bytes(bytes).unwrap()))
 }
 
-fn target(bytes: &[u8]) -> Label {
-    Label::from(&PathAndQuery::try_from(bytes).unwrap())
+fn target(bytes: &[u8]) -> Text {
+    Text::from(&PathAndQuery::try_from(bytes).unwrap())
 }
 
 fn line(entry: &Entry, format: Format) -> String {
